@@ -1,0 +1,51 @@
+"""
+hf_esc: make an image classifier forget a class, in feature space.
+
+Importing it registers ESC with the Auto classes of transformers, as soon as these are imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .registration import register
+from .version import __version__
+
+_HOMES = {
+    "ESCConfig": "configuration_esc",
+    "ESCModel": "modeling_esc",
+    "ESCFeatureModel": "modeling_esc",
+    "erase": "erase",
+    "SecondMoment": "moments",
+    "principal_directions": "basis",
+    "SiteGroup": "sites",
+    "find_sites": "sites",
+    "AllCNNConfig": "all_cnn",
+    "AllCNNForImageClassification": "all_cnn",
+    "HfEscError": "errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from .all_cnn import AllCNNConfig, AllCNNForImageClassification
+    from .basis import principal_directions
+    from .configuration_esc import ESCConfig
+    from .erase import erase
+    from .errors import HfEscError
+    from .modeling_esc import ESCFeatureModel, ESCModel
+    from .moments import SecondMoment
+    from .sites import SiteGroup, find_sites
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hf_esc' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+register()

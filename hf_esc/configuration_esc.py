@@ -1,0 +1,77 @@
+"""Configuration of an erased classifier. This file travels with checkpoints."""
+
+from typing import Any
+
+# The Auto classes are not imported at the top: their import registers this class, which has to be there by then.
+from transformers.configuration_utils import PretrainedConfig, SubConfigSpec
+
+from .base_code import register_base
+from .errors import CheckpointError
+
+
+class ESCConfig(PretrainedConfig):
+    r"""
+    Configuration of an [`ESCModel`]: the classifier inside, where its head reads features, and what was erased.
+
+    Args:
+        base_config (`PretrainedConfig` or `dict`): Configuration of the wrapped classifier.
+        sites (`list[dict]`): One entry for each projection: `modules`, the paths of the head's modules that read the
+            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie.
+        ranks (`list[int]`): The number of erased directions of each projection.
+        erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
+            `labels`, `num_images`, `unchanged` (share of the forget images whose prediction stayed, out of
+            `unchanged_of`), `versions` and `date`.
+
+    Raises:
+        CheckpointError: If `base_config` or `sites` is missing, or there is not one rank for each site.
+    """
+
+    model_type = "esc"
+    sub_configs_defaults = {"base_config": SubConfigSpec(config_class=PretrainedConfig, model_type="vit")}
+    keys_to_ignore_at_inference = ["pooler_output", "hidden_states", "attentions"]
+    has_no_defaults_at_init = True
+
+    def __init__(
+        self,
+        base_config: PretrainedConfig | dict[str, Any] | None = None,
+        sites: list[dict[str, Any]] | None = None,
+        ranks: list[int] | None = None,
+        erasures: list[dict[str, Any]] | None = None,
+        **kwargs,
+    ):
+        if base_config is None or not sites or ranks is None or len(ranks) != len(sites):
+            raise CheckpointError(
+                "An ESCConfig needs `base_config`, `sites` and one entry of `ranks` for each site; got "
+                f"base_config={'missing' if base_config is None else 'given'}, sites={sites!r}, ranks={ranks!r}. Make "
+                "one with `hf_esc.erase`, or fetch the checkpoint anew: without these, nothing would be erased."
+            )
+        if isinstance(base_config, dict):
+            base_config = _build_base_config(base_config)
+        self.base_config = base_config
+        self.sites = [dict(site) for site in sites]
+        self.ranks = list(ranks)
+        self.erasures = list(erasures or [])
+        if kwargs.get("id2label") is None and base_config.id2label is not None:
+            kwargs.pop("num_labels", None)
+            kwargs["id2label"], kwargs["label2id"] = dict(base_config.id2label), dict(base_config.label2id or {})
+        elif kwargs.get("id2label") is None:
+            kwargs["num_labels"] = base_config.num_labels
+        if kwargs.get("problem_type") is None:
+            kwargs["problem_type"] = base_config.problem_type
+        super().__init__(**kwargs)
+
+
+def _build_base_config(values: dict[str, Any]) -> PretrainedConfig:
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    register_base()
+    model_type = values.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"The erased model wraps a {model_type!r}, which this version of transformers does not know. Update "
+            "transformers, or import the package that defines it first."
+        )
+    # `from_dict`, not the constructor: timm_wrapper reads its label count there.
+    config = CONFIG_MAPPING[model_type].from_dict(dict(values))
+    config.architectures = values.get("architectures")  # tells variants with the same configuration apart
+    return config

@@ -1,0 +1,282 @@
+"""
+Which images are to be forgotten: load a data set, find its columns, split it by label, and turn images into batches.
+
+Images come without augmentation, in RGB as `pipeline("image-classification")` reads them.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Image,
+    IterableDataset,
+    Value,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.features import Features
+from torch.utils.data import DataLoader
+
+from . import embedded
+from .errors import DataError, ForgetSetError, ImageError
+from .labels import match_labels, model_label_names
+
+IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "picture", "photo")
+# `coarse_label` is left out on purpose: CIFAR-100's twenty superclasses are never what a plain "label" means.
+LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target", "category")
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """
+    A labelled image data set whose columns and classes are known.
+
+    Args:
+        name (`str`): What the user called it.
+        train (`datasets.Dataset`): Training images.
+        test (`datasets.Dataset`, *optional*): Test images, None where the data set has no such split.
+        image_column (`str`): The column with the images.
+        label_column (`str`): The column with the class indices.
+        label_names (`list[str]`, *optional*): Class names by index, None where there are numbers alone.
+        num_labels (`int`): Number of classes.
+    """
+
+    name: str
+    train: Dataset
+    test: Dataset | None
+    image_column: str
+    label_column: str
+    label_names: list[str] | None
+    num_labels: int
+
+    def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
+        """The images of `split` whose class is (`keep=False`: is not) among `labels`, in their order."""
+        chosen = np.isin(np.asarray(split[self.label_column]), list(labels))
+        return split.select(np.flatnonzero(chosen if keep else ~chosen))
+
+    def labels_in(self, config) -> list[int]:
+        """For each class of the data set, its class in the model with this `config`; see [`match_labels`]."""
+        return match_labels(self.label_names, model_label_names(config), self.num_labels, config.num_labels)
+
+
+def load_images(
+    name: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    revision: str | None = None,
+) -> ImageData:
+    """
+    Load a labelled image data set.
+
+    Args:
+        name (`str`): `"embedded"`, a folder (of parquet files, of images in one folder per class, or saved by
+            `save_to_disk`), or an id on the Hub.
+        image_column (`str`, *optional*): The column with the images; found where there is one candidate.
+        label_column (`str`, *optional*): The column with the labels; found likewise, never `coarse_label`.
+        revision (`str`, *optional*): Revision on the Hub.
+
+    Returns:
+        [`ImageData`]
+
+    Raises:
+        DataError: If there is no such data set, it has no training split, or its columns are not clear.
+    """
+    splits = _load_splits(name, revision)
+    train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
+    if train_name not in splits:
+        raise DataError(f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}.")
+    test_name = next((split for split in TEST_SPLITS if split in splits and split != train_name), None)
+    train, test = splits[train_name], splits[test_name] if test_name else None
+    if len(train) == 0:
+        raise DataError(f"The `{train_name}` split of the data set {name!r} is empty.")
+
+    image_column = find_image_column(train.features, image_column)
+    label_column = find_label_column(train.features, label_column)
+    feature = train.features[label_column]
+    names: list[str] | None
+    if isinstance(feature, ClassLabel):
+        names = list(feature.names)
+        num_labels = len(names)
+    elif feature.dtype == "string":
+        names = sorted(set(train[label_column]))
+        num_labels = len(names)
+        encoded = ClassLabel(names=names)
+        try:
+            train = train.cast_column(label_column, encoded)
+            test = test.cast_column(label_column, encoded) if test is not None else None
+        except ValueError as error:
+            raise DataError(f"The test split of {name!r} has labels that the training split has not: {error}") from error
+    else:
+        names = None
+        num_labels = int(max(np.max(split[label_column]) for split in (train, test) if split is not None)) + 1
+    if names and all(name.isdigit() and int(name) == index for index, name in enumerate(names)):
+        names = None  # "0", "1", "2", … are numbers, not names
+    return ImageData(name, train, test, image_column, label_column, names, num_labels)
+
+
+def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
+    if name == embedded.NAME:
+        # Read straight from the package: no copy in the datasets cache, and no cache is needed.
+        return {path.stem: Dataset(parquet.read_table(path)) for path in sorted(embedded.DATASET.glob("*.parquet"))}
+    folder = Path(name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            loaded = load_from_disk(name)
+        else:
+            loaded = load_dataset(name, revision=revision)
+    except Exception as error:  # what `datasets` raises ranges over a dozen types, from every file format it reads
+        raise DataError(
+            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {error} It should be `embedded`, a folder "
+            "with parquet files or with one folder of images per class, or an id on the Hub."
+        ) from error
+    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+
+
+def find_image_column(features: Features, named: str | None = None) -> str:
+    """The column with the images: `named`, else the one of type Image, else the one with a usual name."""
+    if named is not None:
+        return _named_column(features, named, "image_column")
+    typed = [column for column, feature in features.items() if isinstance(feature, Image)]
+    return _only_column(features, typed or [c for c in IMAGE_COLUMNS if c in features], "image")
+
+
+def find_label_column(features: Features, named: str | None = None) -> str:
+    """The column with the labels: `named`, else the one of type ClassLabel, else the one with a usual name."""
+    if named is not None:
+        named = _named_column(features, named, "label_column")
+        if not isinstance(features[named], ClassLabel | Value):
+            raise DataError(f"The column {named!r} holds {features[named]}, not one label per image.")
+        return named
+    return _only_column(features, usual_label_columns(features), "label")
+
+
+def usual_label_columns(features: Features) -> list[str]:
+    """The columns that could hold the labels: those of type ClassLabel, else those with a usual name."""
+    typed = [c for c, feature in features.items() if isinstance(feature, ClassLabel) and c != "coarse_label"]
+    return typed or [column for column in LABEL_COLUMNS if column in features]
+
+
+def _named_column(features: Features, named: str, option: str) -> str:
+    if named not in features:
+        raise DataError(f"There is no column {named!r} (`{option}`). The columns are {', '.join(map(repr, features))}.")
+    return named
+
+
+def _only_column(features: Features, candidates: Sequence[str], kind: str) -> str:
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"{len(candidates)} columns could hold the {kind}s: {', '.join(map(repr, candidates))}"
+    if not candidates:
+        found = f"No column that holds {kind}s was found among {', '.join(map(repr, features))}"
+    raise DataError(f"{found}. Name it with `{kind}_column` (`--{kind}-column` on the command line).")
+
+
+def image_batches(
+    dataset: Dataset | IterableDataset,
+    processor,
+    *,
+    image_column: str,
+    label_column: str | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    num_channels: int = 3,
+) -> Iterator[Batch]:
+    """
+    Batches of preprocessed images, in the order of the data set, without augmentation.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Images of any mode and size.
+        processor: An image processor of transformers.
+        image_column (`str`): The column with the images.
+        label_column (`str`, *optional*): The column with class indices, passed on as `labels`.
+        batch_size (`int`, defaults to 32): Images in a batch; the last may hold fewer.
+        num_workers (`int`, defaults to 0): Processes that read and preprocess.
+        num_channels (`int`, defaults to 3): 1 turns the images to grey, anything else to RGB.
+
+    Yields:
+        `dict` of `torch.Tensor`: What the processor gives (`pixel_values` of shape `(B, c, H, W)`), and `labels` `(B,)`.
+
+    Raises:
+        ImageError: If an image cannot be read; its number and file are named.
+    """
+    collate = _Collate(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
+    # Bytes are decoded in `_Collate`, where a broken one can be named.
+    raw = dataset.cast_column(image_column, Image(decode=False))
+    columns = [image_column] if label_column is None else [image_column, label_column]
+    source: Any = _Numbered(raw.select_columns(columns))
+    if isinstance(dataset, IterableDataset):
+        source = _NumberedStream(raw.select_columns(columns))
+    yield from DataLoader(source, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+
+
+class _Numbered(torch.utils.data.Dataset):
+    """Rows with their number, fetched a batch at a time."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[int, dict]]:
+        return list(zip(numbers, self.rows.__getitems__(numbers), strict=True))
+
+
+class _NumberedStream(torch.utils.data.IterableDataset):
+    def __init__(self, rows: IterableDataset):
+        self.rows = rows
+
+    def __iter__(self):
+        return enumerate(self.rows)
+
+
+class _Collate:
+    """Numbered rows to a batch of tensors."""
+
+    def __init__(self, processor, image_column: str, label_column: str | None, mode: str):
+        self.processor = processor
+        self.image_column = image_column
+        self.label_column = label_column
+        self.mode = mode
+        self.decoder = Image()
+
+    def __call__(self, rows: list[tuple[int, dict]]) -> Batch:
+        images = [self._read(number, row[self.image_column]) for number, row in rows]
+        batch = dict(self.processor(images=images, return_tensors="pt"))
+        if self.label_column is not None:
+            batch["labels"] = torch.tensor([row[self.label_column] for _, row in rows], dtype=torch.long)
+        return batch
+
+    def _read(self, number: int, value: Any):
+        try:
+            if value is None:
+                raise ValueError("it is missing")
+            return self.decoder.decode_example(value).convert(self.mode)
+        except Exception as error:  # each image format has error types of its own
+            path = value.get("path") if isinstance(value, dict) else None
+            named = f" ({path})" if path else ""
+            raise ImageError(f"Image {number}{named} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def ready_batches(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Pass on batches that hold tensors by name, and refuse anything else with its number."""
+    for number, batch in enumerate(batches):
+        if not hasattr(batch, "items") or not all(isinstance(value, torch.Tensor) for value in dict(batch).values()):
+            raise ForgetSetError(
+                f"Batch {number} of the forget set is a {type(batch).__name__}. A forget set is a `datasets.Dataset` or "
+                "`IterableDataset` with an image column, or an iterable of dicts of tensors such as "
+                "{'pixel_values': tensor}."
+            )
+        yield dict(batch)

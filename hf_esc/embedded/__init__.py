@@ -1,0 +1,36 @@
+"""
+The embedded default: real images and three small checkpoints, so that everything can be tried without a network.
+
+`examples/train_embedded.py` made the files in this folder, and each checkpoint's `training.json` says how.
+"""
+
+from pathlib import Path
+
+from ..errors import DataError
+
+FOLDER = Path(__file__).parent
+NAME = "embedded"
+DATASET = FOLDER / "fashion_mnist"
+DEFAULT_MODEL = "vit"
+
+
+def embedded_models() -> list[str]:
+    """The names of the embedded checkpoints: `["embedded/all-cnn", "embedded/resnet", "embedded/vit"]`."""
+    return sorted(f"{NAME}/{folder.name}" for folder in FOLDER.iterdir() if (folder / "config.json").is_file())
+
+
+def resolve_model(name: str) -> str:
+    """
+    The folder of an embedded checkpoint for `embedded` or `embedded/<name>`, and any other name unchanged.
+
+    A folder of the user's own that is called so is reached as `./embedded`.
+
+    Raises:
+        DataError: If there is no such embedded checkpoint.
+    """
+    if name.split("/")[0] != NAME:
+        return name
+    name = f"{NAME}/{DEFAULT_MODEL}" if name == NAME else name
+    if name not in embedded_models():
+        raise DataError(f"There is no embedded model {name!r}. There are: {', '.join(embedded_models())}.")
+    return str(FOLDER / name.removeprefix(f"{NAME}/"))

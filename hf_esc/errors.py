@@ -1,0 +1,45 @@
+"""What can go wrong, by name. Each error is also the builtin that fits, so callers can catch either."""
+
+
+class HfEscError(Exception):
+    """Base of every error that hf_esc raises on purpose."""
+
+
+class RankError(HfEscError, ValueError):
+    """The number of directions to project out is 0, or as large as the features, or beyond what the data supports."""
+
+
+class LabelError(HfEscError, ValueError):
+    """A label that is not there, that two classes share, or a set of labels that leaves nothing to keep."""
+
+
+class ForgetSetError(HfEscError, ValueError):
+    """The forget set is empty or holds something that is no image and no batch."""
+
+
+class DataError(HfEscError, ValueError):
+    """A data set that cannot be found or read, or whose columns or splits are not clear."""
+
+
+class ImageError(DataError):
+    """An image that cannot be read."""
+
+
+class NonFiniteError(HfEscError, ValueError):
+    """Features with NaN or infinite entries."""
+
+
+class SiteError(HfEscError, ValueError):
+    """A model in which no classification head that reads features was found."""
+
+
+class CheckpointError(HfEscError, ValueError):
+    """A checkpoint whose projection is missing, damaged, or does not fit its configuration."""
+
+
+class OutputError(HfEscError, FileExistsError):
+    """An output folder that holds something already."""
+
+
+class IncompleteErasureWarning(UserWarning):
+    """The projection leaves the head's prediction for many of the forget images as it was."""

@@ -1,0 +1,173 @@
+"""Stream features, logits and labels out of a frozen classifier, and keep a bounded sample of them."""
+
+# Shapes: B images in a batch, n sampled images, d_g feature dimensions of group g, C classes.
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ForgetSetError, SiteError
+from .outputs import logits_of, pooled
+from .sites import SiteGroup, edited_features
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """
+    What one batch of images gives.
+
+    Args:
+        features (`list[torch.Tensor]`): One tensor `(B, d_g)` for each group of sites.
+        logits (`torch.Tensor` of shape `(B, C)`): The model's logits.
+        labels (`torch.Tensor` of shape `(B,)`, *optional*): The batch's `labels`, where it has them.
+    """
+
+    features: list[Tensor]
+    logits: Tensor
+    labels: Tensor | None
+
+
+@torch.no_grad()
+def stream_features(
+    model: nn.Module, groups: Sequence[SiteGroup], batches: Iterable[Mapping[str, Tensor]]
+) -> Iterator[FeatureBatch]:
+    """
+    Run batches through `model` in eval mode and yield what its heads read.
+
+    The caller sets eval mode. The features are those that reach the sites, after every hook that is there already.
+
+    Args:
+        model (`nn.Module`): An image classifier.
+        groups (`Sequence[SiteGroup]`): From [`find_sites`].
+        batches (`Iterable[Mapping[str, torch.Tensor]]`): What the model takes; `labels` are held back from it.
+
+    Yields:
+        [`FeatureBatch`]
+
+    Raises:
+        ForgetSetError: If a batch cannot be run through the model.
+        SiteError: If a site does not run, or reads another width than the model's configuration says.
+    """
+    if model.training:
+        raise RuntimeError("Features are taken in eval mode: in training mode BatchNorm would learn the forget set.")
+    device = next(model.parameters()).device
+    read: dict[int, Tensor] = {}
+
+    def edit(group: int, features: Tensor) -> None:
+        read[group] = features
+
+    for number, batch in enumerate(batches):
+        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        read.clear()
+        with edited_features(model, list(groups), edit):
+            try:
+                output = model(**inputs)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+                raise ForgetSetError(
+                    f"Batch {number} of the images, {shapes}, does not go through {type(model).__name__}: {error}"
+                ) from error
+        if len(read) != len(groups):
+            raise SiteError(f"{len(groups) - len(read)} of the {len(groups)} heads did not run in the forward pass.")
+        features = [pooled(read[index], group.axis) for index, group in enumerate(groups)]
+        for group, z in zip(groups, features, strict=True):
+            if z.shape[1] != group.dim:
+                raise SiteError(f"The head {group.modules[0]!r} reads {z.shape[1]} features, not {group.dim}.")
+        yield FeatureBatch(features, logits_of(output, model.config.num_labels), batch.get("labels"))
+
+
+class FeatureSample:
+    """
+    A uniform sample of a stream, of bounded size: reservoir sampling, which gives each image the same chance.
+
+    Args:
+        size (`int`): The most images to keep.
+        seed (`int`): Seed of the choice.
+    """
+
+    def __init__(self, size: int, seed: int = 0):
+        self.size = size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.n = 0
+        self._features: list[Tensor] = []
+        self._predictions = torch.empty(0, dtype=torch.long)
+        self._labels: Tensor | None = None
+
+    def update(self, batch: FeatureBatch) -> None:
+        """See a batch."""
+        count = len(batch.logits)
+        # Row i of the stream goes to slot i while there is room, and then to slot j, uniform in [0, i], if that is one.
+        rows = torch.arange(self.n, self.n + count)
+        drawn = (torch.rand(count, generator=self.generator, dtype=torch.float64) * (rows + 1)).long()
+        slots = torch.where(rows < self.size, rows, drawn)
+        kept = (slots < self.size).nonzero().flatten()
+        self.n += count
+        if not len(kept):
+            return
+        # Of several rows for one slot the last wins, as if they had come one by one.
+        last = {int(slots[row]): int(row) for row in kept}
+        slot, row = torch.tensor(list(last)), torch.tensor(list(last.values()))
+        row_there = row.to(batch.logits.device)
+        self._features = self._features or [z.new_empty(0, z.shape[1]).cpu() for z in batch.features]
+        needed = min(self.size, self.n)
+        for group, z in enumerate(batch.features):
+            self._features[group] = _put(self._features[group], needed, slot, z[row_there].cpu())
+        self._predictions = _put(self._predictions, needed, slot, batch.logits.argmax(dim=1)[row_there].cpu())
+        if batch.labels is not None:
+            labels = torch.empty(0, dtype=torch.long) if self._labels is None else self._labels
+            self._labels = _put(labels, needed, slot, batch.labels.cpu()[row])
+
+    @property
+    def features(self) -> list[Tensor]:
+        """One tensor `(n, d_g)` for each group."""
+        return self._features
+
+    @property
+    def predictions(self) -> Tensor:
+        """The head's class for each image, `(n,)`."""
+        return self._predictions
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The label of each image, `(n,)`, where the stream had labels."""
+        return self._labels
+
+
+def _put(store: Tensor, size: int, slots: Tensor, values: Tensor) -> Tensor:
+    if len(store) < size:
+        store = torch.cat([store, store.new_empty(size - len(store), *store.shape[1:])])
+    store[slots] = values
+    return store
+
+
+@torch.no_grad()
+def head_logits(model: nn.Module, groups: Sequence[SiteGroup], features: Sequence[Tensor]) -> Tensor:
+    """
+    The logits of features `(n, d_g)`, one tensor for each group, without the backbone: the mean over all sites.
+
+    True of every head that [`find_sites`] accepts as far as known, several heads being averaged; [`head_is_mean`] tells.
+    Hooks on the sites do not run.
+    """
+    outputs = []
+    for group, z in zip(groups, features, strict=True):
+        for path in group.modules:
+            module = model.get_submodule(path)
+            weight = next(module.parameters())
+            z_in = z.to(weight.device, weight.dtype)
+            if group.axis == 1:
+                z_in = z_in.reshape(*z_in.shape, *(1,) * (weight.ndim - 2))  # (n, d, 1, 1) for a 2-d convolution
+            outputs.append(module.forward(z_in).flatten(1))
+    return torch.stack(outputs).mean(dim=0)
+
+
+def head_is_mean(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBatch) -> bool:
+    """Whether [`head_logits`] gives the logits of `batch`."""
+    logits = head_logits(model, groups, batch.features)
+    if logits.shape != batch.logits.shape:
+        return False
+    exact = batch.logits.dtype in (torch.float32, torch.float64)
+    return torch.allclose(logits.float(), batch.logits.float(), rtol=1e-3, atol=1e-4 if exact else 5e-2)

@@ -1,0 +1,321 @@
+"""The erased classifier: any image classifier with a projection in front of its head. Travels with checkpoints."""
+
+# Shapes: B images, d_g feature dimensions of site group g, d their sum, k_g erased directions of g, C classes.
+
+import copy
+import inspect
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+from transformers.configuration_utils import PretrainedConfig
+from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_esc import ESCConfig
+from .errors import CheckpointError
+from .outputs import logits_of, pooled
+from .projection import Projection
+
+
+@dataclass
+class ESCOutput(ModelOutput):
+    """
+    Output of an [`ESCModel`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Where labels were given.
+        logits (`torch.FloatTensor` of shape `(B, C)`): Class scores from the projected features.
+        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features, those of several heads side by side.
+        hidden_states (`tuple`, *optional*): The base model's. They bypass the projection and know the erased class.
+        attentions (`tuple`, *optional*): The base model's, likewise.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class ESCModel(PreTrainedModel):
+    r"""
+    An image classifier \(f = g \circ h\) whose features pass a projection on their way to the head,
+    \(f'(x) = g(P h(x))\), \(P = I - U U^\top\) (Eq. 2 of [ESC](https://huggingface.co/papers/2504.02199)).
+
+    The backbone is the original's, bit for bit: whoever holds the file can take the projection off, with
+    [`ESCModel.disable_projection`] for one. Make one with [`hf_esc.erase`]; load one with `from_pretrained` of this class
+    or of `AutoModelForImageClassification`.
+
+    Args:
+        config ([`ESCConfig`]): Its configuration.
+        model (`PreTrainedModel`, *optional*): The classifier to wrap, which is taken over, not copied. Without it, one is
+            built from `config.base_config`.
+
+    Raises:
+        CheckpointError: If `config.sites` does not fit the classifier.
+    """
+
+    config_class = ESCConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    _keep_in_fp32_modules_strict = ["projections"]
+    # The base decides what it supports, and says so itself; a wrapper that says no would refuse for it.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, config: ESCConfig, model: PreTrainedModel | None = None):
+        super().__init__(config)
+        self.model = _build_base(config.base_config) if model is None else model
+        self.main_input_name = self.model.main_input_name
+        self._no_split_modules = self.model._no_split_modules
+        self.loss_type = "ForImageClassification"  # transformers guesses from the class name otherwise
+        self.image_processor: Any = None
+        self.projections = nn.ModuleList(
+            Projection(site["dim"], rank, site["axis"]) for site, rank in zip(config.sites, config.ranks, strict=True)
+        )
+        for site, projection in zip(config.sites, self.projections, strict=True):
+            for path in site["modules"]:
+                self._head(path, site).register_forward_pre_hook(projection.pre_hook)
+        self.post_init()
+
+    def _head(self, path: str, site: dict[str, Any]) -> nn.Module:
+        """The module at `path`, where it turns `dim` features into the logits."""
+        try:
+            module = self.model.get_submodule(path)
+        except AttributeError:
+            raise CheckpointError(f"{type(self.model).__name__} has no module {path!r} to put a projection before.") from None
+        weight = getattr(module, "weight", None)
+        shape = tuple(weight.shape[:2]) if isinstance(weight, Tensor) else None
+        if shape is not None and shape != (self.config.num_labels, site["dim"]):
+            raise CheckpointError(
+                f"{path!r} of {type(self.model).__name__} maps {shape[1:]} to {shape[:1]}, and the head should map "
+                f"{site['dim']} features to {self.config.num_labels} labels. A projection there would not erase."
+            )
+        return module
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The wrapped classifier."""
+        return self.model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The wrapped classifier initialises its own modules. A projection that no checkpoint filled stays NaN.
+        if isinstance(module, Projection):
+            module.basis.fill_(torch.nan)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ESCOutput | tuple:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, c, H, W)`): Images from the image processor.
+            labels (`torch.LongTensor` of shape `(B,)`, *optional*): Class indices, for the loss. The projection never
+                looks at them.
+            return_dict (`bool`, *optional*): False for a plain tuple.
+            kwargs: Passed on to the wrapped classifier, such as `interpolate_pos_encoding` or another main input.
+
+        Returns:
+            [`ESCOutput`]
+        """
+        inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
+        for projection in self.projections:
+            projection.captured = []
+        try:
+            output = self.model(**inputs)
+            captured = [projection.captured for projection in self.projections]
+        finally:
+            for projection in self.projections:
+                projection.captured = None
+        logits = logits_of(output, self.config.num_labels)
+        features = [pooled(seen[0], p.axis) for seen, p in zip(captured, self.projections, strict=True)]
+        result = ESCOutput(
+            loss=self.loss_function(labels, logits, self.config) if labels is not None else None,
+            logits=logits,
+            pooler_output=features[0] if len(features) == 1 else torch.cat(features, dim=-1),
+            hidden_states=getattr(output, "hidden_states", None),
+            attentions=getattr(output, "attentions", None),
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+    def features(self, pixel_values: Tensor | None = None, **inputs) -> Tensor:
+        """The projected features `(B, d)`, those of several heads side by side; the head's view of the images."""
+        return self(pixel_values, **inputs).pooler_output
+
+    @contextmanager
+    def disable_projection(self) -> Iterator[None]:
+        """Within the context the model is the original again, bit for bit. (Whoever holds the file can do this.)"""
+        before = [projection.enabled for projection in self.projections]
+        for projection in self.projections:
+            projection.enabled = False
+        try:
+            yield
+        finally:
+            for projection, enabled in zip(self.projections, before, strict=True):
+                projection.enabled = enabled
+
+    def set_bases(self, bases: Sequence[Tensor], record: dict[str, Any]) -> None:
+        """
+        Take over new bases `(d_g, k_g)`, one for each projection, and write the erasure into the ledger.
+
+        Raises:
+            CheckpointError: If a basis is not finite and orthonormal. The model is left as it was.
+        """
+        fresh = []
+        for projection, basis in zip(self.projections, bases, strict=True):
+            candidate = Projection(projection.dim, basis.shape[1], projection.axis)
+            candidate.basis = basis.to(projection.basis)
+            candidate.check()
+            fresh.append(candidate.basis)
+        for projection, basis in zip(self.projections, fresh, strict=True):
+            projection.basis = basis
+        self.config.ranks = [basis.shape[1] for basis in fresh]
+        self.config.erasures = [*self.config.erasures, record]
+
+    def check_projections(self) -> None:
+        """Raise a [`CheckpointError`] unless every projection is one and erases something."""
+        for index, projection in enumerate(self.projections):
+            with align_module_device(projection):  # an offloaded basis is on the meta device until it is asked for
+                projection.check(f"The projection {index} ({projection.dim} features, rank {projection.rank})")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
+        """
+        Load an erased model; takes what `PreTrainedModel.from_pretrained` takes.
+
+        Raises:
+            CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not a projection. Such a
+                model would look erased and not be.
+        """
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except RuntimeError as error:
+            if "projections." in str(error):
+                raise CheckpointError(f"The projection in {pretrained_model_name_or_path} has another shape: {error}") from error
+            raise
+        for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+            keys = [key[0] if isinstance(key, tuple) else key for key in info[problem]]
+            if bad := sorted(key for key in keys if key.startswith("projections.")):
+                raise CheckpointError(
+                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {bad}. The projection does not fit the "
+                    "configuration, and without it nothing is erased. Fetch the checkpoint anew, or erase the original again."
+                )
+        model.check_projections()
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
+        """
+        Save weights, configuration, image processor, and the code that loads them where hf_esc is not installed.
+
+        Takes what `PreTrainedModel.save_pretrained` takes.
+
+        Raises:
+            CheckpointError: If a projection is not one: what is saved, loads.
+        """
+        self.check_projections()
+        self.config.architectures = [type(self).__name__]
+        self.config.auto_map = {
+            "AutoConfig": "configuration_esc.ESCConfig",
+            "AutoModelForImageClassification": "modeling_esc.ESCModel",
+            "AutoModel": "modeling_esc.ESCFeatureModel",
+        }
+        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private") if name in kwargs}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        _copy_code(Path(save_directory), self.model)
+        if self.image_processor is not None:
+            self.image_processor.save_pretrained(save_directory)
+        if push_to_hub:  # only now is the folder whole
+            self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+
+class ESCFeatureModel(ESCModel):
+    """An [`ESCModel`] that returns its projected features alone: what `AutoModel` loads from the same checkpoint."""
+
+    def forward(self, pixel_values: Tensor | None = None, return_dict: bool | None = None, **kwargs) -> ESCOutput | tuple:
+        """Returns an [`ESCOutput`] with `pooler_output` `(B, d)`, and hidden states and attentions where asked for."""
+        result = super().forward(pixel_values, **kwargs)
+        result = ESCOutput(
+            pooler_output=result.pooler_output, hidden_states=result.hidden_states, attentions=result.attentions
+        )
+        return result if return_dict is not False else result.to_tuple()
+
+
+def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
+    """An [`ESCModel`] around `model` that erases nothing yet: rank 0 everywhere. It is neither saved nor loaded."""
+    base_config = copy.deepcopy(model.config)
+    base_config.architectures = [type(model).__name__]
+    if Path(base_config._name_or_path).exists():
+        base_config._name_or_path = ""  # an id on the Hub says where the base came from; a path on this machine does not
+    config = ESCConfig(base_config, sites=list(sites), ranks=[0] * len(sites))
+    for name in ("pretrained_cfg", "image_processor_type"):
+        # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.
+        if hasattr(base_config, name):
+            setattr(config, name, copy.deepcopy(getattr(base_config, name)))
+    if base_config.model_type == "timm_wrapper":
+        config.image_processor_type = "TimmWrapperImageProcessor"
+        config.architecture = base_config.architecture
+    esc = ESCModel(config, model=model)
+    first = next(model.parameters())
+    esc.projections.to(first.device)
+    config.dtype = first.dtype
+    return esc.train(model.training)
+
+
+def _build_base(config: PretrainedConfig) -> PreTrainedModel:
+    # Several classes can share a configuration (deit, levit, perceiver): the architecture's name tells which one it is.
+    for name in config.architectures or []:
+        model_class = getattr(transformers, name, None)
+        if model_class is not None:
+            return model_class._from_config(config)
+    return transformers.AutoModelForImageClassification.from_config(config)
+
+
+def _copy_code(folder: Path, base: PreTrainedModel) -> None:
+    """Put this file and what it imports beside the weights, and the base's own code where it is not in transformers."""
+    here = Path(__file__)
+    for file in {str(here), *get_relative_import_files(here)}:
+        shutil.copyfile(file, folder / Path(file).name)
+    if type(base).__module__.startswith("transformers."):
+        return
+    classes = {"AutoConfig": type(base.config), "AutoModelForImageClassification": type(base)}
+    imports = []
+    for cls in classes.values():
+        source = Path(inspect.getfile(cls))
+        for file in {str(source), *get_relative_import_files(source)}:
+            shutil.copyfile(file, folder / Path(file).name)
+        imports.append(f"from .{source.stem} import {cls.__name__}")
+    config_name, model_name = (cls.__name__ for cls in classes.values())
+    (folder / "base_code.py").write_text(
+        '"""Code that the wrapped classifier needs beyond transformers. Written by hf_esc."""\n\n'
+        "from transformers import AutoConfig, AutoModelForImageClassification\n"
+        "from transformers.models.auto.configuration_auto import CONFIG_MAPPING\n\n"
+        + "\n".join(imports)
+        + "\n\n\ndef register_base() -> None:\n"
+        '    """Register the base with the Auto classes."""\n'
+        f"    if {config_name}.model_type not in CONFIG_MAPPING:\n"
+        f"        AutoConfig.register({config_name}.model_type, {config_name})\n"
+        f"        AutoModelForImageClassification.register({config_name}, {model_name})\n"
+    )
+
+
+__all__ = ["ESCFeatureModel", "ESCModel", "ESCOutput"]

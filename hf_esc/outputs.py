@@ -1,0 +1,34 @@
+"""How to read what a classifier returns and what its head reads. Travels with checkpoints."""
+
+# Shapes: B images, d feature dimensions, C classes.
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from .errors import SiteError
+
+
+def logits_of(output: Any, num_labels: int) -> Tensor:
+    """
+    The logits `(B, C)` in what a classifier returns, by that name or, where it gives no name, by their width.
+
+    Raises:
+        SiteError: If there are none.
+    """
+    logits = getattr(output, "logits", None)
+    if logits is None:  # pp_lcnet names them otherwise
+        values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
+        wide = [x for x in values if isinstance(x, Tensor) and x.ndim == 2 and x.shape[-1] == num_labels]
+        if len(wide) != 1:
+            raise SiteError(f"The model's output {type(output).__name__} holds no logits for {num_labels} classes.")
+        logits = wide[0]
+    return logits
+
+
+def pooled(features: Tensor, axis: int) -> Tensor:
+    """Features as `(B, d)`: where a head reads several positions of an image along other axes, their mean."""
+    if features.ndim == 2:
+        return features
+    return features.movedim(axis, -1).flatten(1, -2).mean(dim=1)

@@ -1,0 +1,83 @@
+"""
+Tell the Auto classes of transformers about ESC and the All-CNN.
+
+`import transformers.models.auto` takes seconds, so `import hf_esc` does not do it. Where it has happened, registration is
+at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half a second.
+"""
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from importlib.abc import Loader, MetaPathFinder
+
+
+def register() -> None:
+    """Register now or as soon as the Auto classes are imported; a second call changes nothing."""
+    for module, action in _ACTIONS.items():
+        if module in sys.modules:
+            action()
+        elif not any(isinstance(finder, _Watcher) and finder.module == module for finder in sys.meta_path):
+            sys.meta_path.insert(0, _Watcher(module, action))
+
+
+def _register_configs() -> None:
+    from transformers import AutoConfig
+
+    from .all_cnn.configuration_all_cnn import AllCNNConfig
+    from .configuration_esc import ESCConfig
+
+    for config in (ESCConfig, AllCNNConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _register_models() -> None:
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    from .all_cnn import AllCNNConfig, AllCNNForImageClassification
+    from .configuration_esc import ESCConfig
+    from .modeling_esc import ESCFeatureModel, ESCModel
+
+    _register_configs()
+    AutoModel.register(ESCConfig, ESCFeatureModel, exist_ok=True)
+    AutoModelForImageClassification.register(ESCConfig, ESCModel, exist_ok=True)
+    AutoModelForImageClassification.register(AllCNNConfig, AllCNNForImageClassification, exist_ok=True)
+
+
+_ACTIONS: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.configuration_auto": _register_configs,
+    "transformers.models.auto.modeling_auto": _register_models,
+}
+
+
+class _Watcher(MetaPathFinder):
+    """Runs an action right after a module has been imported, and then steps aside."""
+
+    def __init__(self, module: str, action: Callable[[], None]):
+        self.module = module
+        self.action = action
+
+    def find_spec(self, name, path=None, target=None):
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ActingLoader(spec.loader, self.action)
+        return spec
+
+
+class _ActingLoader(Loader):
+    def __init__(self, loader: Loader, action: Callable[[], None]):
+        self.loader = loader
+        self.action = action
+
+    def __getattr__(self, name: str):
+        return getattr(self.loader, name)
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module) -> None:
+        self.loader.exec_module(module)
+        self.action()

@@ -1,0 +1,214 @@
+"""
+Where a classifier reads its features: found by tracing one forward pass, for any architecture.
+
+A *site* is the module of the head that turns features into logits, such as `classifier`. Sites that read the very same
+tensor form a group, and each group gets one projection.
+"""
+
+# Shapes: B images, d feature dimensions, C classes.
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SiteError
+from .outputs import logits_of
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """
+    The modules of the head that read one feature tensor.
+
+    Args:
+        modules (`tuple[str, ...]`): Their paths in the model.
+        dim (`int`): Feature dimensions d.
+        axis (`int`, defaults to -1): The axis along which the features lie: 1 for convolutions, else the last.
+    """
+
+    modules: tuple[str, ...]
+    dim: int
+    axis: int = -1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in `ESCConfig.sites`."""
+        return asdict(self) | {"modules": list(self.modules)}
+
+
+def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup]:
+    """
+    Find where `model` reads the features that its logits are made of.
+
+    One forward pass marks the output of every module that owns a weight matrix, and a walk back from the logits stops at
+    the first marks. What is found is then tried: features of zero must give the same logits for any image, and features
+    left as they are the same logits as ever.
+
+    Args:
+        model (`nn.Module`): An image classifier with `config.num_labels`. It comes back as it was.
+        inputs (`Mapping[str, torch.Tensor]`): One batch, of which the first image is used.
+
+    Returns:
+        `list[SiteGroup]`: At least one group, in the order of the forward pass.
+
+    Raises:
+        SiteError: If no such head is found.
+    """
+    num_labels = model.config.num_labels
+    inputs = {name: value[:1] for name, value in inputs.items() if name not in ("labels", "return_dict")}
+    name = type(model).__name__
+    with _evaluating(model):
+        logits, calls, trainable = _trace(model, inputs, num_labels)
+        paths, bare = _heads(logits, {id(parameter) for parameter in trainable})
+        if logits.ndim != 2 or logits.shape[-1] != num_labels:
+            raise SiteError(f"{name} gives logits of the shape {tuple(logits.shape)}, not (B, {num_labels}) for its labels.")
+        if not paths or bare:
+            why = "a bare parameter acts on the logits" if paths else "no module with a weight leads to the logits"
+            raise SiteError(f"{name} has no classification head that reads features: {why}.")
+        groups: dict[tuple, list[str]] = {}
+        for path in calls:  # in the order of the forward pass
+            if path in paths:
+                groups.setdefault(_same_tensor(calls[path][0][0]), []).append(path)
+        found = []
+        for members in groups.values():
+            module, (features, output) = model.get_submodule(members[0]), calls[members[0]][0]
+            axis = 1 if isinstance(module, nn.modules.conv._ConvNd) else -1
+            if any(len(calls[path]) > 1 for path in members):
+                raise SiteError(f"{name} runs its head {members[0]!r} several times in a forward pass.")
+            if output.shape[axis] != num_labels:
+                raise SiteError(
+                    f"{name}'s logits come from {members[0]!r} with {output.shape[axis]} outputs, and it has {num_labels} "
+                    "labels: it is no classification head."
+                )
+            found.append(SiteGroup(tuple(members), features.shape[axis], axis))
+        _try(model, found, inputs, logits, num_labels)
+    return found
+
+
+def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int):
+    """One forward pass: the logits with their graph, and the (first input, output) of each call of a marked module."""
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    anchor = torch.ones((), requires_grad=True)
+
+    def hook(path: str):
+        def mark(module, args, kwargs, output):
+            values = [*args, *kwargs.values()]
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            if not tensors or not isinstance(output, Tensor) or not output.is_floating_point():
+                return None
+            calls.setdefault(path, []).append((tensors[0], output))
+            return _Mark.apply(output, anchor, path)
+
+        return mark
+
+    marked = [
+        (path, module)
+        for path, module in model.named_modules()
+        if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
+    ]
+    handles = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in marked]
+    # Parameters that take part outside of the marked modules show up in the graph only if they ask for gradients.
+    frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    frozen = [parameter for parameter in frozen if parameter.is_floating_point()]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            logits = logits_of(model(**inputs), num_labels)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+    return logits, calls, list(model.parameters())
+
+
+class _Mark(torch.autograd.Function):
+    """The identity, whose node in the graph knows which module it follows."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, anchor: Tensor, path: str) -> Tensor:
+        ctx.path = path
+        return output.clone()  # some models write into views of it
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None, None
+
+
+def _heads(logits: Tensor, parameters: set[int]) -> tuple[set[str], bool]:
+    """The paths of the last marks before the logits, and whether a parameter joins after them."""
+    paths: set[str] = set()
+    bare = False
+    stack, seen = [logits.grad_fn], set()
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if (path := getattr(node, "path", None)) is not None:
+            paths.add(path)
+            continue
+        bare = bare or id(getattr(node, "variable", None)) in parameters
+        stack.extend(parent for parent, _ in node.next_functions)
+    return paths, bare
+
+
+def _same_tensor(tensor: Tensor) -> tuple:
+    return tensor.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride()
+
+
+@torch.no_grad()
+def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tensor, num_labels: int) -> None:
+    name = type(model).__name__
+    other = {key: torch.roll(value, 1, dims=-1) if value.ndim > 1 else value for key, value in inputs.items()}
+
+    def run(batch: dict[str, Tensor], edit) -> Tensor:
+        with edited_features(model, groups, lambda _, features: edit(features)):
+            return logits_of(model(**batch), num_labels)
+
+    blank, other_blank = run(inputs, torch.zeros_like), run(other, torch.zeros_like)
+    if not torch.equal(blank, other_blank):
+        raise SiteError(f"{name} reads images past the head that was found: features of zero still tell them apart.")
+    if not torch.allclose(run(inputs, torch.clone), logits, rtol=1e-4, atol=1e-5):
+        raise SiteError(f"{name} gives other logits when its features are passed on unchanged.")
+
+
+@contextmanager
+def edited_features(model: nn.Module, groups: list[SiteGroup], edit) -> Iterator[None]:
+    """Within the context, each site of group i reads `edit(i, features)` for its features; None leaves them be."""
+
+    def hook(number: int):
+        def pre_hook(module, args):
+            edited = edit(number, args[0])
+            return None if edited is None else (edited, *args[1:])
+
+        return pre_hook
+
+    handles = [
+        model.get_submodule(path).register_forward_pre_hook(hook(number))
+        for number, group in enumerate(groups)
+        for path in group.modules
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode within the context, and each module's own mode after it."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
