@@ -26,8 +26,8 @@ from datasets.features import Features
 from torch.utils.data import DataLoader
 
 from . import embedded
-from .errors import DataError, ForgetSetError, ImageError
-from .labels import match_labels, model_label_names
+from .errors import DataError, ForgetSetError, ImageError, LabelError
+from .labels import match_labels, model_label_names, resolve_labels
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "picture", "photo")
 # `coarse_label` is left out on purpose: CIFAR-100's twenty superclasses are never what a plain "label" means.
@@ -64,6 +64,23 @@ class ImageData:
         """The images of `split` whose class is (`keep=False`: is not) among `labels`, in their order."""
         chosen = np.isin(np.asarray(split[self.label_column]), list(labels))
         return split.select(np.flatnonzero(chosen if keep else ~chosen))
+
+    def resolve(self, requested: str | int | Iterable[str | int], config) -> list[int]:
+        """
+        The data set's class indices that a user's labels mean, for the model with this `config`.
+
+        Raises:
+            LabelError: As [`resolve_labels`] and [`match_labels`], and if no class of the model would be left.
+        """
+        names = self.label_names or model_label_names(config)
+        mapping = self.labels_in(config)
+        labels = resolve_labels(requested, names, self.num_labels)
+        if len({mapping[label] for label in labels}) == config.num_labels:
+            raise LabelError(
+                f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. Delete "
+                "the model instead, or name fewer classes."
+            )
+        return labels
 
     def labels_in(self, config) -> list[int]:
         """For each class of the data set, its class in the model with this `config`; see [`match_labels`]."""

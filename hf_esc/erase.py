@@ -16,14 +16,15 @@ import datasets
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .basis import check_rank, join_basis, rank_from_percentage, remaining_directions
 from .data import Batch, find_image_column, find_label_column, image_batches, ready_batches, usual_label_columns
-from .errors import DataError, ForgetSetError, IncompleteErasureWarning, NonFiniteError, RankError
+from .errors import DataError, ForgetSetError, IncompleteErasureWarning, ModelError, NonFiniteError, RankError
 from .features import FeatureSample, head_is_mean, head_logits, stream_features
 from .labels import match_labels, model_label_names
+from .loading import load_processor
 from .modeling_esc import ESCModel, wrap
 from .moments import SecondMoment
 from .sites import SiteGroup, find_sites
@@ -112,7 +113,8 @@ def erase(
         NonFiniteError: If a feature is NaN or infinite; the batch is named.
         SiteError: If the model has no classification head that reads features.
         LabelError: If the data set's labels are not the model's.
-        DataError: If a column cannot be found, an image cannot be read, or there is no image processor.
+        DataError: If a column cannot be found or an image cannot be read.
+        ModelError: If a data set came without an image processor for it.
 
     Warns:
         IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do is
@@ -356,29 +358,11 @@ def _map_labels(batch: Batch, mapping: list[int]) -> Batch:
     return batch | {"labels": torch.tensor(mapping)[labels]}
 
 
-def load_processor(model: PreTrainedModel):
-    """
-    The image processor that belongs to a model: the one it carries, or the one saved where the model came from.
-
-    Raises:
-        DataError: If there is none.
-    """
-    if getattr(model, "image_processor", None) is not None:
-        return model.image_processor
-    source = model.config._name_or_path
-    try:
-        if not source:
-            raise DataError("it was not loaded from anywhere")
-        return AutoImageProcessor.from_pretrained(source)
-    except (DataError, OSError, ValueError) as error:
-        raise DataError(f"No image processor was found for {source or type(model).__name__} ({error}). Pass `processor=`.") from error
-
-
 def _processor_at_hand(model: PreTrainedModel):
     """The model's image processor, or None: ready batches need none, and the result carries it where there is one."""
     try:
         return load_processor(model)
-    except DataError:
+    except ModelError:
         return None
 
 

@@ -29,6 +29,10 @@ class NonFiniteError(HfEscError, ValueError):
     """Features with NaN or infinite entries."""
 
 
+class ModelError(HfEscError, ValueError):
+    """A model that cannot be loaded, or is no image classifier, or comes without a trained head or image processor."""
+
+
 class SiteError(HfEscError, ValueError):
     """A model in which no classification head that reads features was found."""
 

@@ -78,11 +78,11 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
         count (`int`): Number of classes.
 
     Returns:
-        `list[int]`: Sorted class indices without repetition, at least one and fewer than `count`.
+        `list[int]`: Sorted class indices without repetition, at least one.
 
     Raises:
         LabelError: If a label is not there (the near names are listed), is a name and the number of another class, or
-            if none or all of the classes are named.
+            if none is named.
     """
     wanted = [requested] if isinstance(requested, str | int) else list(requested)
     indices: set[int] = set()
@@ -93,11 +93,6 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
         indices.update(_resolve_one(part, names, count) for part in parts)
     if not indices:
         raise LabelError("No label to forget was given. Name at least one class.")
-    if len(indices) == count:
-        raise LabelError(
-            f"All {count} classes are to be forgotten, which leaves nothing to keep. Delete the model instead, or name "
-            "fewer classes."
-        )
     return sorted(indices)
 
 

@@ -1,0 +1,41 @@
+"""The command `hf-esc`. Heavy libraries are imported inside the commands, so that `--help` is quick."""
+
+import sys
+
+import typer
+
+from ..errors import HfEscError
+from .erase import erase
+from .evaluate import evaluate
+
+app = typer.Typer(
+    name="hf-esc",
+    help="Make an image classifier forget a class, and measure what is left.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(erase)
+app.command()(evaluate)
+
+
+@app.callback(invoke_without_command=True)
+def _root(context: typer.Context, version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+    if version:
+        from ..version import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Exit code 0: done; 2: the input is at fault, and the message says what to do; 130: Ctrl-C."""
+    try:
+        app()
+    except HfEscError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+
+
+__all__ = ["app", "main"]

@@ -1,0 +1,30 @@
+"""Arguments and options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, an id on the Hub, or `embedded` (`embedded/vit`, `embedded/all-cnn`, `embedded/resnet`).",
+        show_default=False,
+    ),
+]
+Dataset = Annotated[
+    str,
+    typer.Option(
+        metavar="DATA",
+        help="An id on the Hub, a folder of parquet files, a folder with one folder of images per class, or `embedded`.",
+        show_default=False,
+    ),
+]
+ImageColumn = Annotated[str | None, typer.Option(help="The column with the images, where several could hold them.")]
+LabelColumn = Annotated[str | None, typer.Option(help="The column with the labels, where several could hold them.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
+NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read and preprocess images.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; an accelerator where there is one by default.")]
+Revision = Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")]
+TrustRemoteCode = Annotated[bool, typer.Option(help="Run the code that a model brings along.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]

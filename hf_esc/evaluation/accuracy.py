@@ -1,0 +1,149 @@
+"""Accuracies on forget and retain data, and their harmonic mean."""
+
+# Shapes: B images, C classes.
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from ..data import ImageData, image_batches
+from ..outputs import logits_of
+
+Classifier = Callable[[dict[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    r"""
+    Accuracies in % of the images, None where the data set has no such images.
+
+    Args:
+        forget_train (`float`, *optional*): \(D_f\), training images of the forgotten classes; lower is better.
+        retain_train (`float`, *optional*): \(D_r\), training images of the other classes.
+        forget_test (`float`, *optional*): \(D_{ft}\), test images of the forgotten classes; lower is better.
+        retain_test (`float`, *optional*): \(D_{rt}\), test images of the other classes.
+        hm_train (`float`, *optional*): [`harmonic_mean`] of \(D_f\) and \(D_r\).
+        hm_test (`float`, *optional*): The same of \(D_{ft}\) and \(D_{rt}\).
+    """
+
+    forget_train: float | None
+    retain_train: float | None
+    forget_test: float | None
+    retain_test: float | None
+    hm_train: float | None
+    hm_test: float | None
+
+
+def harmonic_mean(forget: float, retain: float) -> float:
+    r"""
+    HM of the [ESC paper](https://huggingface.co/papers/2504.02199): the harmonic mean of \(100 - D_f\) and \(D_r\).
+
+    Args:
+        forget (`float`): Accuracy on the forget data, in % from 0 to 100.
+        retain (`float`): Accuracy on the retain data, in % from 0 to 100.
+
+    Returns:
+        `float`: From 0 (nothing forgotten, or nothing kept) to 100, in %.
+
+    Raises:
+        ValueError: If an accuracy is outside [0, 100].
+    """
+    if not (0 <= forget <= 100 and 0 <= retain <= 100):
+        raise ValueError(f"Accuracies are in % from 0 to 100, and forget={forget}, retain={retain}.")
+    forgotten = 100 - forget
+    return 2 * forgotten * retain / (forgotten + retain) if forgotten + retain else 0.0
+
+
+def evaluate_accuracies(
+    classifiers: Mapping[str, Classifier],
+    data: ImageData,
+    forget: Sequence[int],
+    *,
+    mapping: Sequence[int],
+    processor: Any,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    num_channels: int = 3,
+) -> dict[str, Accuracies]:
+    """
+    Accuracies of several classifiers on the same images, which are read and preprocessed once.
+
+    Args:
+        classifiers (`Mapping[str, Callable]`): By name, a function from the inputs of a batch to logits `(B, C)`.
+        data ([`ImageData`]): The data set.
+        forget (`Sequence[int]`): The data set's class indices that are to be forgotten; may be empty.
+        mapping (`Sequence[int]`): The classifiers' class for each of the data set's, from [`ImageData.labels_in`].
+        processor: The classifiers' image processor.
+        batch_size, num_workers, num_channels: As in [`image_batches`].
+
+    Returns:
+        `dict[str, Accuracies]`: By the classifiers' names.
+    """
+    shares: dict[str, dict[str, tuple[float | None, float | None]]] = {name: {} for name in classifiers}
+    for split_name, split in (("train", data.train), ("test", data.test)):
+        if split is None:
+            for name in classifiers:
+                shares[name][split_name] = (None, None)
+            continue
+        batches = image_batches(
+            split,
+            processor,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_channels=num_channels,
+        )
+        total = -(-len(split) // batch_size)
+        for name, share in _count(
+            classifiers,
+            logging.tqdm(batches, total=total, desc=f"Accuracy, {split_name}", unit="batch"),
+            forget,
+            torch.tensor(mapping),
+        ).items():
+            shares[name][split_name] = share
+    return {
+        name: Accuracies(*share["train"], *share["test"], _hm(*share["train"]), _hm(*share["test"]))
+        for name, share in shares.items()
+    }
+
+
+@torch.no_grad()
+def _count(classifiers, batches, forget, mapping: Tensor) -> dict[str, tuple[float | None, float | None]]:
+    """For each classifier, the accuracies on forget and on retain images."""
+    right = {name: [0, 0] for name in classifiers}
+    seen = [0, 0]
+    forget_labels = torch.tensor(list(forget), dtype=torch.long)
+    for batch in batches:
+        labels = batch.pop("labels")
+        groups = [mask := torch.isin(labels, forget_labels), ~mask]
+        for index, group in enumerate(groups):
+            seen[index] += int(group.sum())
+        for name, classifier in classifiers.items():
+            hit = classifier(batch).argmax(dim=1).cpu() == mapping[labels]
+            for index, group in enumerate(groups):
+                right[name][index] += int((hit & group).sum())
+    return {
+        name: tuple(100 * r / n if n else None for r, n in zip(hits, seen, strict=True)) for name, hits in right.items()
+    }
+
+
+def _hm(forget: float | None, retain: float | None) -> float | None:
+    return None if forget is None or retain is None else harmonic_mean(forget, retain)
+
+
+def model_classifier(model) -> Classifier:
+    """A model as the function that [`evaluate_accuracies`] takes."""
+    device = next(model.parameters()).device
+
+    def classify(inputs: dict[str, Tensor]) -> Tensor:
+        moved = {name: value.to(device) for name, value in inputs.items()}
+        return logits_of(model(**moved), model.config.num_labels)
+
+    return classify
