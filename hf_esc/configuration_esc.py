@@ -16,7 +16,8 @@ class ESCConfig(PretrainedConfig):
     Args:
         base_config (`PretrainedConfig` or `dict`): Configuration of the wrapped classifier.
         sites (`list[dict]`): One entry for each projection: `modules`, the paths of the head's modules that read the
-            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie.
+            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie; `position`, which of
+            several positions of an image makes the logits (None: all do).
         ranks (`list[int]`): The number of erased directions of each projection.
         erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
             `labels`, `num_images`, `unchanged` (share of the forget images whose prediction stayed, out of

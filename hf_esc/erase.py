@@ -22,12 +22,12 @@ from transformers.utils import logging
 from .basis import check_rank, join_basis, rank_from_percentage, remaining_directions
 from .data import Batch, find_image_column, find_label_column, image_batches, ready_batches, usual_label_columns
 from .errors import DataError, ForgetSetError, IncompleteErasureWarning, ModelError, NonFiniteError, RankError
-from .features import FeatureSample, head_is_mean, head_logits, stream_features
+from .features import FeatureSample, head_weights, site_outputs, stream_features
 from .labels import match_labels, model_label_names
 from .loading import load_processor
 from .modeling_esc import ESCModel, wrap
 from .moments import SecondMoment
-from .sites import SiteGroup, find_sites
+from .sites import SiteGroup, find_sites, graph_tensors
 from .version import __version__
 
 # Of how many forget images the head's prediction is looked at, before and after: enough for a share to 1.5 %.
@@ -49,7 +49,7 @@ class ForgetStatistics:
         sample ([`FeatureSample`]): Features and predictions of a bounded sample.
         labels (`set[int]`): The labels seen.
         num_images (`int`): N.
-        head_is_mean (`bool`): Whether the head can be run on features alone.
+        head_weights (`torch.Tensor`, *optional*): From [`head_weights`]; None if the head cannot be run on features alone.
     """
 
     groups: list[SiteGroup]
@@ -57,7 +57,7 @@ class ForgetStatistics:
     sample: FeatureSample = field(default_factory=lambda: FeatureSample(SAMPLE_SIZE))
     labels: set[int] = field(default_factory=set)
     num_images: int = 0
-    head_is_mean: bool = True
+    head_weights: Tensor | None = None
 
 
 def erase(
@@ -121,7 +121,7 @@ def erase(
             named.
     """
     _check_arguments(p, rank)
-    erased = copy.deepcopy(model) if isinstance(model, ESCModel) else None
+    erased = _copy(model) if isinstance(model, ESCModel) else None
     batches, image_processor = _batches(
         model, forget_set, processor, batch_size, num_workers, image_column, label_column
     )
@@ -130,7 +130,7 @@ def erase(
         first = next(batches, None)
         if first is None:
             raise ForgetSetError(_EMPTY)
-        base = copy.deepcopy(model)
+        base = _copy(model)
         groups = list(sites) if sites is not None else find_sites(base, _on(base, first))
         erased = wrap(base, [group.to_dict() for group in groups])
         batches = chain([first], batches)
@@ -188,11 +188,11 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
         ForgetSetError: If there is no image, or no label where one is needed.
         NonFiniteError: If a feature is not finite; the batch is named.
     """
-    groups = [SiteGroup(tuple(site["modules"]), site["dim"], site["axis"]) for site in model.config.sites]
+    groups = [SiteGroup(**site | {"modules": tuple(site["modules"])}) for site in model.config.sites]
     statistics = ForgetStatistics(groups)
     for number, batch in enumerate(stream_features(model.model, groups, batches)):
         if number == 0:
-            statistics.head_is_mean = head_is_mean(model.model, groups, batch)
+            statistics.head_weights = head_weights(model.model, groups, batch)
         if per_class and batch.labels is None:
             raise ForgetSetError(f"`per_class` needs labels, and batch {number} of the forget set has none.")
         parts: dict[int | None, Any] = {None: slice(None)}
@@ -236,7 +236,7 @@ class _Search:
         """The rank for each group."""
         dims = [group.dim for group in self.statistics.groups]
         if rank == "auto":
-            smallest = self.smallest_rank() if self.statistics.head_is_mean else None
+            smallest = self.smallest_rank() if self.statistics.head_weights is not None else None
             if smallest is None:
                 raise RankError(
                     f"No rank changes the head's prediction for {1 - MOST_UNCHANGED:.0%} of the forget images, or the head "
@@ -266,14 +266,16 @@ class _Search:
         With labels, only a prediction that was right counts as one to be changed: an image that the head took for
         another class already has nothing to lose.
         """
-        if not self.statistics.head_is_mean:
+        weights = self.statistics.head_weights
+        if weights is None:
             return None
         sample = self.statistics.sample
         projected = []
         for z, basis in zip(sample.features, bases, strict=True):
             u = basis.to(z.device, torch.promote_types(z.dtype, torch.float32))
             projected.append((z.to(u) - (z.to(u) @ u) @ u.T).to(z.dtype))
-        predictions = head_logits(self.model.model, self.statistics.groups, projected).argmax(dim=1).cpu()
+        outputs = site_outputs(self.model.model, self.statistics.groups, projected)  # (S, n, C)
+        predictions = torch.einsum("s,snc->nc", weights.to(outputs), outputs).argmax(dim=1).cpu()
         same = predictions == sample.predictions
         if sample.labels is not None:
             same &= sample.predictions == sample.labels
@@ -291,6 +293,11 @@ class _Search:
             if unchanged is not None and unchanged <= MOST_UNCHANGED:
                 return rank
         return None
+
+
+def _copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A deep copy, also of a model that caches tensors with a graph, which refuse to be copied."""
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
 
 
 def _check_arguments(p: float, rank: Rank) -> None:

@@ -73,7 +73,7 @@ def stream_features(
                 ) from error
         if len(read) != len(groups):
             raise SiteError(f"{len(groups) - len(read)} of the {len(groups)} heads did not run in the forward pass.")
-        features = [pooled(read[index], group.axis) for index, group in enumerate(groups)]
+        features = [pooled(read[index], group.axis, group.position) for index, group in enumerate(groups)]
         for group, z in zip(groups, features, strict=True):
             if z.shape[1] != group.dim:
                 raise SiteError(f"The head {group.modules[0]!r} reads {z.shape[1]} features, not {group.dim}.")
@@ -145,11 +145,10 @@ def _put(store: Tensor, size: int, slots: Tensor, values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def head_logits(model: nn.Module, groups: Sequence[SiteGroup], features: Sequence[Tensor]) -> Tensor:
+def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequence[Tensor]) -> Tensor:
     """
-    The logits of features `(n, d_g)`, one tensor for each group, without the backbone: the mean over all sites.
+    What each site makes of features `(n, d_g)`, one tensor for each group, without the backbone: `(S, n, C)` for S sites.
 
-    True of every head that [`find_sites`] accepts as far as known, several heads being averaged; [`head_is_mean`] tells.
     Hooks on the sites do not run.
     """
     outputs = []
@@ -161,13 +160,20 @@ def head_logits(model: nn.Module, groups: Sequence[SiteGroup], features: Sequenc
             if group.axis == 1:
                 z_in = z_in.reshape(*z_in.shape, *(1,) * (weight.ndim - 2))  # (n, d, 1, 1) for a 2-d convolution
             outputs.append(module.forward(z_in).flatten(1))
-    return torch.stack(outputs).mean(dim=0)
+    return torch.stack(outputs)
 
 
-def head_is_mean(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBatch) -> bool:
-    """Whether [`head_logits`] gives the logits of `batch`."""
-    logits = head_logits(model, groups, batch.features)
-    if logits.shape != batch.logits.shape:
-        return False
+def head_weights(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBatch) -> Tensor | None:
+    r"""
+    The weights \(a_s\) with which the logits are made of the sites' outputs, \(\sum_s a_s g_s(z)\), or None if they are not.
+
+    One site has the weight 1, two heads whose logits are averaged 1/2 each. They let the head be tried on features alone.
+    """
+    outputs = site_outputs(model, groups, batch.features).double()
+    if outputs.shape[1:] != batch.logits.shape:
+        return None
+    logits = batch.logits.to(outputs)
+    weights = torch.linalg.lstsq(outputs.flatten(1).T, logits.flatten()[:, None]).solution[:, 0]
+    error = (torch.einsum("s,snc->nc", weights, outputs) - logits).abs().max()
     exact = batch.logits.dtype in (torch.float32, torch.float64)
-    return torch.allclose(logits.float(), batch.logits.float(), rtol=1e-3, atol=1e-4 if exact else 5e-2)
+    return weights if error <= (1e-3 if exact else 5e-2) * logits.abs().max().clamp_min(1e-6) else None

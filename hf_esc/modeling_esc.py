@@ -146,7 +146,10 @@ class ESCModel(PreTrainedModel):
             for projection in self.projections:
                 projection.captured = None
         logits = logits_of(output, self.config.num_labels)
-        features = [pooled(seen[0], p.axis) for seen, p in zip(captured, self.projections, strict=True)]
+        features = [
+            pooled(seen[0], site["axis"], site.get("position"))
+            for seen, site in zip(captured, self.config.sites, strict=True)
+        ]
         result = ESCOutput(
             loss=self.loss_function(labels, logits, self.config) if labels is not None else None,
             logits=logits,

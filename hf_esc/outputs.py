@@ -27,8 +27,9 @@ def logits_of(output: Any, num_labels: int) -> Tensor:
     return logits
 
 
-def pooled(features: Tensor, axis: int) -> Tensor:
-    """Features as `(B, d)`: where a head reads several positions of an image along other axes, their mean."""
+def pooled(features: Tensor, axis: int, position: int | None = None) -> Tensor:
+    """Features as `(B, d)`: where a head reads several positions of an image, the one that counts, or their mean."""
     if features.ndim == 2:
         return features
-    return features.movedim(axis, -1).flatten(1, -2).mean(dim=1)
+    rows = features.movedim(axis, -1).flatten(1, -2)  # (B, positions, d)
+    return rows.mean(dim=1) if position is None else rows[:, position]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,14 @@ class SiteGroup:
         modules (`tuple[str, ...]`): Their paths in the model.
         dim (`int`): Feature dimensions d.
         axis (`int`, defaults to -1): The axis along which the features lie: 1 for convolutions, else the last.
+        position (`int`, *optional*): Where the head reads several positions of an image, such as tokens, and one alone
+            makes the logits, that one; None where all do, and their mean is the feature.
     """
 
     modules: tuple[str, ...]
     dim: int
     axis: int = -1
+    position: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in `ESCConfig.sites`."""
@@ -45,9 +48,9 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup
     """
     Find where `model` reads the features that its logits are made of.
 
-    One forward pass marks the output of every module that owns a weight matrix, and a walk back from the logits stops at
-    the first marks. What is found is then tried: features of zero must give the same logits for any image, and features
-    left as they are the same logits as ever.
+    One forward pass marks the output of every innermost module that owns a weight matrix, and a walk back from the logits
+    stops at the first marks. What is found is then tried: features of zero must give the same logits for any image, and
+    features left as they are the same logits as ever.
 
     Args:
         model (`nn.Module`): An image classifier with `config.num_labels`. It comes back as it was.
@@ -63,12 +66,12 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup
     inputs = {name: value[:1] for name, value in inputs.items() if name not in ("labels", "return_dict")}
     name = type(model).__name__
     with _evaluating(model):
-        logits, calls, trainable = _trace(model, inputs, num_labels)
-        paths, bare = _heads(logits, {id(parameter) for parameter in trainable})
+        logits, calls = _trace(model, inputs, num_labels)
+        paths, bare = _heads(logits)
         if logits.ndim != 2 or logits.shape[-1] != num_labels:
             raise SiteError(f"{name} gives logits of the shape {tuple(logits.shape)}, not (B, {num_labels}) for its labels.")
         if not paths or bare:
-            why = "a bare parameter acts on the logits" if paths else "no module with a weight leads to the logits"
+            why = "a weight matrix that is in no module of its own acts on the logits" if paths else "no module with a weight leads to the logits"
             raise SiteError(f"{name} has no classification head that reads features: {why}.")
         groups: dict[tuple, list[str]] = {}
         for path in calls:  # in the order of the forward pass
@@ -87,7 +90,8 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup
                 )
             found.append(SiteGroup(tuple(members), features.shape[axis], axis))
         _try(model, found, inputs, logits, num_labels)
-    return found
+        positions = [_position(model, found, index, inputs, logits) for index in range(len(found))]
+    return [replace(group, position=position) for group, position in zip(found, positions, strict=True)]
 
 
 def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int):
@@ -106,11 +110,16 @@ def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int):
 
         return mark
 
-    marked = [
-        (path, module)
+    owners = {
+        path: module
         for path, module in model.named_modules()
         if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
-    ]
+    }
+    # A vision transformer owns its position embedding, and its output is no head's: only the innermost owners count.
+    outer = {path.rpartition(".")[0] for path in owners if path}
+    for path in list(outer):
+        outer.update(".".join(path.split(".")[:depth]) for depth in range(path.count(".") + 1))
+    marked = [(path, module) for path, module in owners.items() if path not in outer]
     handles = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in marked]
     # Parameters that take part outside of the marked modules show up in the graph only if they ask for gradients.
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -125,7 +134,9 @@ def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int):
             handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
-    return logits, calls, list(model.parameters())
+        for container, key, tensor in graph_tensors(model):
+            container[key] = tensor.detach()  # caches that the model keeps would hold on to this graph
+    return logits, calls
 
 
 class _Mark(torch.autograd.Function):
@@ -141,8 +152,8 @@ class _Mark(torch.autograd.Function):
         return gradient, None, None
 
 
-def _heads(logits: Tensor, parameters: set[int]) -> tuple[set[str], bool]:
-    """The paths of the last marks before the logits, and whether a parameter joins after them."""
+def _heads(logits: Tensor) -> tuple[set[str], bool]:
+    """The paths of the last marks before the logits, and whether a weight matrix joins after them."""
     paths: set[str] = set()
     bare = False
     stack, seen = [logits.grad_fn], set()
@@ -154,9 +165,19 @@ def _heads(logits: Tensor, parameters: set[int]) -> tuple[set[str], bool]:
         if (path := getattr(node, "path", None)) is not None:
             paths.add(path)
             continue
-        bare = bare or id(getattr(node, "variable", None)) in parameters
+        # Scales and shifts of the logits, or weights of several heads, do no harm: they do not read features.
+        bare = bare or getattr(node, "variable", torch.empty(0)).ndim >= 2
         stack.extend(parent for parent, _ in node.next_functions)
     return paths, bare
+
+
+def graph_tensors(model: nn.Module) -> Iterator[tuple[dict, Any, Tensor]]:
+    """Tensors with a graph that modules keep beside their parameters, such as cached attention biases, and where."""
+    for module in model.modules():
+        for container in (vars(module), *(value for value in vars(module).values() if type(value) is dict)):
+            for key, value in list(container.items()):
+                if isinstance(value, Tensor) and value.grad_fn is not None:
+                    yield container, key, value
 
 
 def _same_tensor(tensor: Tensor) -> tuple:
@@ -177,6 +198,36 @@ def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tens
         raise SiteError(f"{name} reads images past the head that was found: features of zero still tell them apart.")
     if not torch.allclose(run(inputs, torch.clone), logits, rtol=1e-4, atol=1e-5):
         raise SiteError(f"{name} gives other logits when its features are passed on unchanged.")
+
+
+@torch.no_grad()
+def _position(model, groups: list[SiteGroup], index: int, inputs: dict[str, Tensor], logits: Tensor) -> int | None:
+    """The first or the last of several positions, if the logits depend on that one alone."""
+    axis = groups[index].axis
+    several = False
+
+    def keep(position: int):
+        def edit(number: int, features: Tensor) -> Tensor | None:
+            nonlocal several
+            if number != index or features.ndim == 2:
+                return None
+            rows = features.movedim(axis, -1).flatten(1, -2)
+            several = rows.shape[1] > 1
+            kept = torch.zeros_like(rows)
+            kept[:, position] = rows[:, position]
+            shape = features.movedim(axis, -1).shape
+            return kept.view(shape).movedim(-1, axis)
+
+        return edit
+
+    for position in (0, -1):
+        with edited_features(model, groups, keep(position)):
+            alone = logits_of(model(**inputs), model.config.num_labels)
+        if several and torch.allclose(alone, logits, rtol=1e-4, atol=1e-5):
+            return position
+        if not several:
+            break
+    return None
 
 
 @contextmanager

@@ -1,0 +1,256 @@
+"""Any data set of images goes through, or the column, the split or the image at fault is named."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets.features import Array3D
+from pictures import encoded, labelled, picture
+from PIL import Image as Pillow
+from transformers import ViTImageProcessor
+
+from hf_esc.data import find_image_column, find_label_column, image_batches, load_images, ready_batches
+from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
+
+PROCESSOR = ViTImageProcessor(size={"height": 8, "width": 8})
+NAMES = ["cat", "dog", "bird"]
+CLASSES = ClassLabel(names=NAMES)
+
+
+class Config:
+    """The part of a model's configuration that is read."""
+
+    def __init__(self, names):
+        self.id2label = dict(enumerate(names))
+        self.num_labels = len(names)
+
+
+# Columns.
+
+
+@pytest.mark.parametrize(
+    ("features", "image", "label"),
+    [
+        ({"image": Image(), "label": CLASSES}, "image", "label"),
+        ({"img": Image(), "label": CLASSES}, "img", "label"),  # CIFAR-10
+        ({"img": Image(), "fine_label": CLASSES, "coarse_label": CLASSES}, "img", "fine_label"),  # CIFAR-100
+        ({"scan": Image(), "diagnosis": CLASSES, "label": Value("string")}, "scan", "diagnosis"),  # by type, not by name
+        ({"image": Value("binary"), "labels": Value("int64"), "id": Value("int64")}, "image", "labels"),  # by name
+    ],
+)
+def test_columns_are_found(features, image, label):
+    assert find_image_column(Features(features)) == image
+    assert find_label_column(Features(features)) == label
+
+
+def test_coarse_labels_are_never_what_a_label_means():
+    features = Features({"image": Image(), "coarse_label": CLASSES})
+    with pytest.raises(DataError, match="No column that holds labels .*'image', 'coarse_label'.*--label-column"):
+        find_label_column(features)
+    assert find_label_column(features, "coarse_label") == "coarse_label"
+
+
+def test_two_candidates_are_an_error_that_names_the_option():
+    features = Features({"front": Image(), "back": Image(), "label": CLASSES, "shop": CLASSES})
+    with pytest.raises(DataError, match="2 columns could hold the images: 'front', 'back'.*`image_column` .`--image-column`"):
+        find_image_column(features)
+    with pytest.raises(DataError, match="2 columns could hold the labels: 'label', 'shop'.*`label_column` .`--label-column`"):
+        find_label_column(features)
+    assert (find_image_column(features, "back"), find_label_column(features, "shop")) == ("back", "shop")
+
+
+def test_a_named_column_has_to_be_there_and_to_hold_labels():
+    features = Features({"image": Image(), "label": CLASSES, "box": Array3D((1, 2, 3), "int64")})
+    with pytest.raises(DataError, match=r"no column 'photo' \(`image_column`\). The columns are 'image', 'label', 'box'"):
+        find_image_column(features, "photo")
+    with pytest.raises(DataError, match="no column 'Label'"):
+        find_label_column(features, "Label")
+    for column in ("image", "box"):
+        with pytest.raises(DataError, match=f"'{column}' holds .* not one label per image"):
+            find_label_column(features, column)
+
+
+# Data sets.
+
+
+def save_parquet(folder, **splits):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, split in splits.items():
+        split.to_parquet(folder / f"{name}.parquet")
+    return str(folder)
+
+
+def test_the_embedded_data_set(fashion):
+    assert (len(fashion.train), len(fashion.test)) == (7000, 2000)
+    assert (fashion.image_column, fashion.label_column, fashion.num_labels) == ("image", "label", 10)
+    assert fashion.label_names[1] == "Trouser"
+    assert np.bincount(fashion.train["label"]).tolist() == [700] * 10
+
+
+@pytest.mark.parametrize("kind", ["parquet", "save_to_disk", "folders"])
+def test_a_folder_of_each_kind(tmp_path, kind):
+    train, test = labelled([0, 1, 2, 1], NAMES), labelled([2, 0], NAMES)
+    if kind == "parquet":
+        save_parquet(tmp_path, train=train, test=test)
+    elif kind == "save_to_disk":
+        DatasetDict(train=train, test=test).save_to_disk(tmp_path)
+    else:
+        for split_name, split in (("train", train), ("test", test)):
+            for number, row in enumerate(split):
+                folder = tmp_path / split_name / NAMES[row["label"]]
+                folder.mkdir(parents=True, exist_ok=True)
+                row["image"].save(folder / f"{number}.png")
+    data = load_images(str(tmp_path))
+    by_name = [data.label_names[label] for label in data.train["label"]]
+    assert sorted(by_name) == ["bird", "cat", "dog", "dog"]
+    assert sorted(data.label_names) == sorted(NAMES)
+    assert (data.name, len(data.test), data.num_labels) == (str(tmp_path), 2, 3)
+    # Each picture is with its own label: its colour tells.
+    for row, name in zip(data.train, by_name, strict=True):
+        assert np.asarray(row["image"]).mean((0, 1)).argmax() == NAMES.index(name)
+
+
+def test_one_split_is_for_training_and_one_saved_alone_too(tmp_path):
+    labelled([0, 1], NAMES).save_to_disk(tmp_path / "disk")
+    for folder in (save_parquet(tmp_path / "all", data=labelled([0, 1], NAMES)), str(tmp_path / "disk")):
+        data = load_images(folder)
+        assert (len(data.train), data.test) == (2, None)
+
+
+def test_the_test_split_may_be_called_validation(tmp_path):
+    data = load_images(save_parquet(tmp_path, train=labelled([0, 1], NAMES), validation=labelled([2], NAMES)))
+    assert data.test["label"] == [2]
+
+
+def test_labels_that_are_strings_become_classes_in_both_splits(tmp_path):
+    train = labelled([1, 0, 2]).remove_columns("label").add_column("label", ["dog", "cat", "bird"])
+    test = labelled([2, 1]).remove_columns("label").add_column("label", ["bird", "dog"])
+    data = load_images(save_parquet(tmp_path / "good", train=train, test=test))
+    assert data.label_names == ["bird", "cat", "dog"]
+    assert (data.train["label"], data.test["label"]) == ([2, 1, 0], [0, 2])
+    with pytest.raises(DataError, match="test split .* has labels that the training split has not"):
+        load_images(save_parquet(tmp_path / "bad", train=train.select([0]), test=test))
+
+
+def test_numbers_are_no_names(tmp_path):
+    plain = load_images(save_parquet(tmp_path / "plain", train=labelled([0, 3, 1])))
+    digits = load_images(save_parquet(tmp_path / "digits", train=labelled([0, 3, 1], ["0", "1", "2", "3"])))
+    for data in (plain, digits):
+        assert (data.label_names, data.num_labels) == (None, 4)
+
+
+def test_what_is_no_labelled_data_set_is_an_error(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for name in (str(tmp_path / "nowhere"), str(empty)):
+        with pytest.raises(DataError, match=f"{name}' cannot be loaded: .* It should be `embedded`, a folder"):
+            load_images(name)
+    with pytest.raises(DataError, match="has no `train` split, only 'validation', 'test'"):
+        load_images(save_parquet(tmp_path / "no_train", test=labelled([0], NAMES), validation=labelled([0], NAMES)))
+    with pytest.raises(DataError, match="`train` split of the data set .* is empty"):
+        load_images(save_parquet(tmp_path / "no_rows", train=labelled([0], NAMES).select([])))
+    with pytest.raises(DataError, match="No column that holds images was found among 'a'"):
+        load_images(save_parquet(tmp_path / "table", train=Dataset.from_dict({"a": [1]})))
+
+
+def test_select_takes_the_images_of_some_classes_or_all_others_in_order(fashion):
+    labels = np.asarray(fashion.train["label"])
+    for keep in (True, False):
+        chosen = fashion.select(fashion.train, [1, 8], keep=keep)
+        expected = [label for label in labels.tolist() if (label in (1, 8)) == keep]
+        assert chosen["label"] == expected
+    assert fashion.select(fashion.train, [])["label"] == []
+
+
+def test_requested_labels_are_the_data_sets_and_its_classes_are_matched_by_name(tmp_path):
+    data = load_images(save_parquet(tmp_path / "named", train=labelled([0, 1, 2], NAMES)))
+    model = Config(["bird", "cat", "dog", "fish"])
+    assert data.labels_in(model) == [1, 2, 0]
+    assert data.resolve("dog", model) == [1]
+    assert data.resolve(["cat,2"], model) == [0, 2]
+    with pytest.raises(LabelError, match="no label 'fish'"):
+        data.resolve("fish", model)  # the data set has none of it
+    with pytest.raises(LabelError, match="All 3 classes of the model are to be forgotten"):
+        data.resolve("cat,dog,bird", Config(NAMES))
+    assert data.resolve("cat,dog,bird", model) == [0, 1, 2]  # fish is left
+    # Without names of its own, a data set is asked for by the model's.
+    plain = load_images(save_parquet(tmp_path / "plain", train=labelled([0, 1, 2])))
+    assert plain.resolve("dog", Config(NAMES)) == [1]
+    with pytest.raises(LabelError, match="data set has 3 classes .* and the model 4"):
+        plain.resolve("dog", model)
+
+
+# Batches.
+
+
+def rows(*images: dict) -> Dataset:
+    return Dataset.from_dict({"image": list(images)}, features=Features({"image": Image()}))
+
+
+def pixels(dataset, **kwargs) -> torch.Tensor:
+    batches = image_batches(dataset, kwargs.pop("processor", PROCESSOR), image_column="image", **kwargs)
+    return torch.cat([batch["pixel_values"] for batch in batches])
+
+
+def test_batches_are_what_the_processor_gives_in_order():
+    dataset = labelled([0, 1, 2, 1, 0], NAMES)
+    expected = PROCESSOR(images=dataset["image"][:], return_tensors="pt")["pixel_values"]
+    for source in (dataset, dataset.to_iterable_dataset()):
+        batches = list(image_batches(source, PROCESSOR, image_column="image", label_column="label", batch_size=2))
+        assert [len(batch["pixel_values"]) for batch in batches] == [2, 2, 1]
+        assert torch.equal(torch.cat([batch["pixel_values"] for batch in batches]), expected)
+        assert torch.cat([batch["labels"] for batch in batches]).tolist() == [0, 1, 2, 1, 0]
+    assert "labels" not in next(image_batches(dataset, PROCESSOR, image_column="image"))
+
+
+def test_worker_processes_change_nothing():
+    dataset = labelled([0, 1, 2, 1, 0], NAMES)
+    assert torch.equal(pixels(dataset, batch_size=2, num_workers=1), pixels(dataset))
+
+
+def test_every_mode_and_size_goes_through_as_rgb():
+    base = picture(0, size=(12, 20))
+    sixteen_bit = Pillow.fromarray(np.full((9, 7), 100, dtype=np.uint16))
+    images = [base.convert(mode) for mode in ("RGB", "RGBA", "L", "LA", "P", "1")] + [picture(1, size=(5, 40)), sixteen_bit]
+    batch = pixels(rows(*map(encoded, images), encoded(base.convert("CMYK"), "TIFF")))
+    assert batch.shape == (9, 3, 8, 8)
+    rgb, rgba, grey, grey_alpha = batch[:4]
+    assert torch.equal(rgb, rgba)  # a channel of no weight
+    assert torch.equal(grey, grey_alpha)
+    assert torch.equal(grey[0], grey[2])
+    # As `pipeline("image-classification")` reads them.
+    assert torch.equal(batch[7], PROCESSOR(images=[sixteen_bit.convert("RGB")], return_tensors="pt")["pixel_values"][0])
+
+
+def test_a_grey_model_gets_grey_images():
+    processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    images = [picture(0), picture(0).convert("L"), picture(0).convert("RGBA")]
+    batch = pixels(rows(*map(encoded, images)), processor=processor, num_channels=1)
+    assert batch.shape == (3, 1, 8, 8)
+    assert torch.equal(batch[0], batch[1])
+    assert torch.equal(batch[0], batch[2])
+
+
+@pytest.mark.parametrize(("streamed", "num_workers"), [(False, 0), (False, 1), (True, 0)])
+def test_an_image_that_cannot_be_read_is_named_by_number_and_file(streamed, num_workers):
+    good = encoded(picture())
+    broken = {"bytes": good["bytes"][:60], "path": "trouser/17.png"}
+    dataset = rows(good, good, good, broken, good)
+    dataset = dataset.to_iterable_dataset() if streamed else dataset
+    with pytest.raises(ImageError, match=r"Image 3 \(trouser/17.png\) cannot be read: "):
+        pixels(dataset, batch_size=2, num_workers=num_workers)
+
+
+def test_an_image_that_is_missing_is_named():
+    with pytest.raises(ImageError, match="Image 1 cannot be read: .*missing"):
+        pixels(rows(encoded(picture()), None))
+    with pytest.raises(ImageError, match=r"Image 0 \(/nowhere/1.png\) cannot be read: FileNotFoundError"):
+        pixels(rows({"bytes": None, "path": "/nowhere/1.png"}))
+
+
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3), [torch.zeros(2)], "pixel_values", {"image": picture()}, {"labels": [1]}, 7])
+def test_ready_batches_are_dicts_of_tensors_and_anything_else_is_named_by_number(batch):
+    good = {"pixel_values": torch.zeros(2, 3, 8, 8)}
+    assert list(ready_batches([good])) == [good]
+    with pytest.raises(ForgetSetError, match=f"Batch 1 of the forget set is a {type(batch).__name__}.*'pixel_values': tensor"):
+        list(ready_batches([good, batch]))
