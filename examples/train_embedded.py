@@ -49,7 +49,9 @@ TRAIN_IMAGES_PER_CLASS, TEST_IMAGES_PER_CLASS = 700, 200
 class Arguments:
     dataset: str = field(metadata={"help": "A parquet or image folder, or an id on the Hub."})
     architecture: str = field(default="vit", metadata={"help": "vit, all-cnn or resnet."})
-    embed_data: bool = field(default=False, metadata={"help": "Write the embedded part of the data set, train nothing."})
+    embed_data: bool = field(
+        default=False, metadata={"help": "Write the embedded part of the data set, train nothing."}
+    )
     exclude: str = field(default="", metadata={"help": "A class name to train without: the Retrain reference."})
 
 

@@ -14,7 +14,7 @@ _HOMES = {
     "ESCConfig": "configuration_esc",
     "ESCModel": "modeling_esc",
     "ESCFeatureModel": "modeling_esc",
-    "erase": "erase",
+    "erase": "erasure",
     "SecondMoment": "moments",
     "principal_directions": "basis",
     "SiteGroup": "sites",
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .all_cnn import AllCNNConfig, AllCNNForImageClassification
     from .basis import principal_directions
     from .configuration_esc import ESCConfig
-    from .erase import erase
+    from .erasure import erase
     from .errors import HfEscError
     from .modeling_esc import ESCFeatureModel, ESCModel
     from .moments import SecondMoment

@@ -34,13 +34,17 @@ def rank_from_percentage(p: float | str | Decimal, dim: int) -> int:
         rank = int(exact.to_integral_value(ROUND_FLOOR))
     except (ArithmeticError, ValueError):
         raise RankError(f"`p` is a percentage such as 1.5, not {p!r}.") from None
-    if exact > 0 and rank == 0 and dim > 1:
+    if not 0 < Decimal(str(p)) < 100:
+        raise RankError(f"`p` is a percentage above 0 and below 100, and `p={p}`.")
+    if rank == 0 and dim > 1:
         raise RankError(
             f"`p={p}` of {dim} feature directions rounds down to rank 0, which erases nothing. Use "
             f"`p={smallest_percentage(dim)}` or more, or `rank=1`."
         )
     if not 1 <= rank < dim:
-        raise RankError(f"`p={p}` of {dim} feature directions is rank {rank}, and a rank from 1 to {dim - 1} is needed.")
+        raise RankError(
+            f"`p={p}` of {dim} feature directions is rank {rank}, and a rank from 1 to {dim - 1} is needed."
+        )
     return rank
 
 
@@ -49,10 +53,14 @@ def smallest_percentage(dim: int) -> Decimal:
     return (Decimal(100) / dim).quantize(Decimal("0.01"), ROUND_CEILING)
 
 
-def check_rank(rank: int, dim: int) -> int:
-    """`rank` where it is an integer with `1 <= rank < dim`, and a [`RankError`] otherwise."""
+def check_rank(rank: int, dim: int | None = None) -> int:
+    """`rank` where it is an integer with `1 <= rank < dim` (`dim` where that is known), and a [`RankError`] otherwise."""
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise RankError(f"`rank` is a whole number or 'auto', not {rank!r}.")
+    if dim is None:
+        if rank < 1:
+            raise RankError(f"`rank={rank}` erases nothing. Use 1 or more, or 'auto'.")
+        return rank
     if not 1 <= rank < dim:
         why = "erases nothing" if rank < 1 else "leaves no feature"
         raise RankError(f"`rank={rank}` of {dim} feature directions {why}. Use a rank from 1 to {dim - 1}.")
@@ -144,7 +152,9 @@ def join_basis(basis: Tensor, directions: Tensor, rank: int) -> Tensor:
     dim, old = basis.shape
     check_rank(rank, dim)
     if old + rank >= dim:
-        raise RankError(f"{old} of {dim} directions are erased already, and `rank={rank}` more would leave no feature.")
+        raise RankError(
+            f"{old} of {dim} directions are erased already, and `rank={rank}` more would leave no feature."
+        )
     if rank > directions.shape[1]:
         raise _too_few(directions, rank)
     return torch.cat([basis.to(directions), directions[:, :rank]], dim=1)

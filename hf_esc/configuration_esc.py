@@ -20,7 +20,7 @@ class ESCConfig(PretrainedConfig):
             several positions of an image makes the logits (None: all do).
         ranks (`list[int]`): The number of erased directions of each projection.
         erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
-            `labels`, `num_images`, `unchanged` (share of the forget images whose prediction stayed, out of
+            `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the forget images whose prediction stayed, out of
             `unchanged_of`), `versions` and `date`.
 
     Raises:

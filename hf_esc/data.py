@@ -134,7 +134,9 @@ def load_images(
             train = train.cast_column(label_column, encoded)
             test = test.cast_column(label_column, encoded) if test is not None else None
         except ValueError as error:
-            raise DataError(f"The test split of {name!r} has labels that the training split has not: {error}") from error
+            raise DataError(
+                f"The test split of {name!r} has labels that the training split has not: {error}"
+            ) from error
     else:
         names = None
         num_labels = int(max(np.max(split[label_column]) for split in (train, test) if split is not None)) + 1
@@ -187,7 +189,9 @@ def usual_label_columns(features: Features) -> list[str]:
 
 def _named_column(features: Features, named: str, option: str) -> str:
     if named not in features:
-        raise DataError(f"There is no column {named!r} (`{option}`). The columns are {', '.join(map(repr, features))}.")
+        raise DataError(
+            f"There is no column {named!r} (`{option}`). The columns are {', '.join(map(repr, features))}."
+        )
     return named
 
 

@@ -2,7 +2,7 @@
 
 
 class HfEscError(Exception):
-    """Base of every error that hf_esc raises on purpose."""
+    """Base of every error about what a user brings: data, labels, models, ranks, folders."""
 
 
 class RankError(HfEscError, ValueError):

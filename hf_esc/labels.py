@@ -126,7 +126,9 @@ def _find(name: str, names: Sequence[str]) -> int:
     if not matches:
         wanted_synonyms = {_folded(part) for part in name.split(",")}
         matches = [
-            index for index, other in enumerate(names) if wanted_synonyms & {_folded(part) for part in other.split(",")}
+            index
+            for index, other in enumerate(names)
+            if wanted_synonyms & {_folded(part) for part in other.split(",")}
         ]
     if len(matches) == 1:
         return matches[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from .embedded import resolve_model
 from .errors import HfEscError, ModelError
 
 
-def load_classifier(name: str, *, device: str | torch.device | None = None, **kwargs) -> PreTrainedModel:
+def load_classifier(name: str | Path, *, device: str | torch.device | None = None, **kwargs) -> PreTrainedModel:
     """
     Load an image classifier in eval mode.
 
@@ -66,8 +67,10 @@ def load_processor(model: PreTrainedModel) -> Any:
 
 def default_device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator if accelerator is not None else torch.device("cpu")
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
+    return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -95,7 +95,9 @@ class ESCModel(PreTrainedModel):
         try:
             module = self.model.get_submodule(path)
         except AttributeError:
-            raise CheckpointError(f"{type(self.model).__name__} has no module {path!r} to put a projection before.") from None
+            raise CheckpointError(
+                f"{type(self.model).__name__} has no module {path!r} to put a projection before."
+            ) from None
         weight = getattr(module, "weight", None)
         shape = tuple(weight.shape[:2]) if isinstance(weight, Tensor) else None
         if shape is not None and shape != (self.config.num_labels, site["dim"]):
@@ -138,16 +140,14 @@ class ESCModel(PreTrainedModel):
         """
         inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
         for projection in self.projections:
-            projection.captured = []
-        try:
-            output = self.model(**inputs)
-            captured = [projection.captured for projection in self.projections]
-        finally:
-            for projection in self.projections:
-                projection.captured = None
+            projection.seen.features = None
+        output = self.model(**inputs)
+        captured = [projection.seen.features for projection in self.projections]
+        for projection in self.projections:
+            projection.seen.features = None
         logits = logits_of(output, self.config.num_labels)
         features = [
-            pooled(seen[0], site["axis"], site.get("position"))
+            pooled(seen, site["axis"], site.get("position"))
             for seen, site in zip(captured, self.config.sites, strict=True)
         ]
         result = ESCOutput(
@@ -208,14 +208,11 @@ class ESCModel(PreTrainedModel):
             CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not a projection. Such a
                 model would look erased and not be.
         """
-        try:
-            model, info = super().from_pretrained(
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except RuntimeError as error:
-            if "projections." in str(error):
-                raise CheckpointError(f"The projection in {pretrained_model_name_or_path} has another shape: {error}") from error
-            raise
+        # Told to go on, transformers says which shapes differ; otherwise it raises without naming them.
+        strict = not kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
         for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
             keys = [key[0] if isinstance(key, tuple) else key for key in info[problem]]
             if bad := sorted(key for key in keys if key.startswith("projections.")):
@@ -223,6 +220,10 @@ class ESCModel(PreTrainedModel):
                     f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {bad}. The projection does not fit the "
                     "configuration, and without it nothing is erased. Fetch the checkpoint anew, or erase the original again."
                 )
+        if strict and info["mismatched_keys"]:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} does not fit its configuration: other shapes of {info['mismatched_keys']}."
+            )
         model.check_projections()
         return (model, info) if output_loading_info else model
 
@@ -242,19 +243,31 @@ class ESCModel(PreTrainedModel):
             "AutoModelForImageClassification": "modeling_esc.ESCModel",
             "AutoModel": "modeling_esc.ESCFeatureModel",
         }
-        hub = {name: kwargs.pop(name) for name in ("repo_id", "commit_message", "private") if name in kwargs}
+        own = inspect.signature(PreTrainedModel.save_pretrained).parameters
+        hub = {name: value for name, value in kwargs.items() if name not in own or name == "token"}
+        kwargs = {name: value for name, value in kwargs.items() if name in own}
         super().save_pretrained(save_directory, *args, **kwargs)
         _copy_code(Path(save_directory), self.model)
-        if self.image_processor is not None:
-            self.image_processor.save_pretrained(save_directory)
+        processor = self.image_processor if self.image_processor is not None else self._processor_of_origin()
+        if processor is not None:
+            processor.save_pretrained(save_directory)
         if push_to_hub:  # only now is the folder whole
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def _processor_of_origin(self) -> Any:
+        """The image processor saved where this model was loaded from, if any."""
+        try:
+            return transformers.AutoImageProcessor.from_pretrained(self.config._name_or_path)
+        except (OSError, ValueError, KeyError, ImportError):
+            return None
 
 
 class ESCFeatureModel(ESCModel):
     """An [`ESCModel`] that returns its projected features alone: what `AutoModel` loads from the same checkpoint."""
 
-    def forward(self, pixel_values: Tensor | None = None, return_dict: bool | None = None, **kwargs) -> ESCOutput | tuple:
+    def forward(
+        self, pixel_values: Tensor | None = None, return_dict: bool | None = None, **kwargs
+    ) -> ESCOutput | tuple:
         """Returns an [`ESCOutput`] with `pooler_output` `(B, d)`, and hidden states and attentions where asked for."""
         result = super().forward(pixel_values, **kwargs)
         result = ESCOutput(
@@ -268,7 +281,9 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
     base_config = copy.deepcopy(model.config)
     base_config.architectures = [type(model).__name__]
     if Path(base_config._name_or_path).exists():
-        base_config._name_or_path = ""  # an id on the Hub says where the base came from; a path on this machine does not
+        base_config._name_or_path = (
+            ""  # an id on the Hub says where the base came from; a path on this machine does not
+        )
     config = ESCConfig(base_config, sites=list(sites), ranks=[0] * len(sites))
     for name in ("pretrained_cfg", "image_processor_type"):
         # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.

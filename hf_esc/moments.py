@@ -98,7 +98,9 @@ class SecondMoment:
         if matrix.shape != self.matrix.shape:
             raise ValueError(f"The state has the shape {tuple(matrix.shape)}, not {tuple(self.matrix.shape)}.")
         if not torch.isfinite(matrix).all() or not torch.allclose(matrix, matrix.T) or int(state["n"]) < 0:
-            raise ValueError("The state is no second moment: it should be finite and symmetric, with a count of 0 or more.")
+            raise ValueError(
+                "The state is no second moment: it should be finite and symmetric, with a count of 0 or more."
+            )
         self.matrix = matrix.clone()
         self.n = int(state["n"])
         return self
@@ -112,4 +114,8 @@ class SecondMoment:
         """Read what [`SecondMoment.save`] wrote."""
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        return cls(state["matrix"].shape[0]).load_state_dict(state) if "matrix" in state else cls(1).load_state_dict(state)
+        return (
+            cls(state["matrix"].shape[0]).load_state_dict(state)
+            if "matrix" in state
+            else cls(1).load_state_dict(state)
+        )

@@ -2,6 +2,8 @@
 
 # Shapes: B images, d feature dimensions, k erased directions.
 
+import threading
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,18 @@ from .errors import CheckpointError
 
 # Orthonormal columns in float32, of which up to a thousand are multiplied in any order, stay well within this.
 TOLERANCE = 1e-4
+
+
+class _Seen(threading.local):
+    """The features that passed last, for each thread its own: servers run one model in several."""
+
+    features: Tensor | None = None
+
+    def __deepcopy__(self, memo):
+        return type(self)()
+
+    def __reduce__(self):
+        return type(self), ()
 
 
 class Projection(nn.Module):
@@ -29,7 +43,7 @@ class Projection(nn.Module):
         super().__init__()
         self.axis = axis
         self.enabled = True
-        self.captured: list[Tensor] | None = None
+        self.seen = _Seen()
         # NaN until a basis is loaded: a projection that was never filled must not pass for one.
         self.register_buffer("basis", torch.full((dim, rank), torch.nan))
 
@@ -58,8 +72,7 @@ class Projection(nn.Module):
     def pre_hook(self, module: nn.Module, args: tuple) -> tuple:
         """Forward pre-hook of a head: its first argument is projected."""
         projected = self(args[0])
-        if self.captured is not None:
-            self.captured.append(projected)
+        self.seen.features = projected
         return (projected, *args[1:])
 
     def check(self, name: str = "The projection") -> None:

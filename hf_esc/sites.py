@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import SiteError
+from .errors import NonFiniteError, SiteError
 from .outputs import logits_of
 
 
@@ -69,9 +69,15 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup
         logits, calls = _trace(model, inputs, num_labels)
         paths, bare = _heads(logits)
         if logits.ndim != 2 or logits.shape[-1] != num_labels:
-            raise SiteError(f"{name} gives logits of the shape {tuple(logits.shape)}, not (B, {num_labels}) for its labels.")
+            raise SiteError(
+                f"{name} gives logits of the shape {tuple(logits.shape)}, not (B, {num_labels}) for its labels."
+            )
         if not paths or bare:
-            why = "a weight matrix that is in no module of its own acts on the logits" if paths else "no module with a weight leads to the logits"
+            why = (
+                "a weight matrix that is in no module of its own acts on the logits"
+                if paths
+                else "no module with a weight leads to the logits"
+            )
             raise SiteError(f"{name} has no classification head that reads features: {why}.")
         groups: dict[tuple, list[str]] = {}
         for path in calls:  # in the order of the forward pass
@@ -193,6 +199,11 @@ def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tens
         with edited_features(model, groups, lambda _, features: edit(features)):
             return logits_of(model(**batch), num_labels)
 
+    if not torch.isfinite(logits).all():
+        raise NonFiniteError(
+            f"{name} gives logits that are not finite for the first image, in batch 0. Look for NaN in its weights or in the "
+            "image, or an overflow in half precision."
+        )
     blank, other_blank = run(inputs, torch.zeros_like), run(other, torch.zeros_like)
     if not torch.equal(blank, other_blank):
         raise SiteError(f"{name} reads images past the head that was found: features of zero still tell them apart.")

@@ -7,6 +7,7 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Pillow
 
+NAMES = ["cat", "dog", "bird", "fish"]
 COLOURS = ((220, 40, 40), (40, 220, 40), (40, 40, 220), (200, 200, 40))
 
 

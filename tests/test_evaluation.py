@@ -6,12 +6,14 @@ from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as Pillow
-from pictures import encoded
 from transformers import ViTImageProcessor
 
 from hf_esc.data import ImageData, image_batches
 from hf_esc.evaluation import Accuracies, evaluate_accuracies, harmonic_mean
 from hf_esc.evaluation.accuracy import model_classifier
+from hf_esc.loading import load_processor
+
+from .pictures import encoded
 
 percent = st.floats(0, 100)
 
@@ -127,15 +129,13 @@ def test_what_is_not_there_is_none():
 
 
 def test_a_model_is_a_classifier(resnet, fashion):
-    batch = next(image_batches(fashion.test, PROCESSOR, image_column="image", batch_size=4))
+    batch = next(image_batches(fashion.test, load_processor(resnet), image_column="image", batch_size=4))
     logits = model_classifier(resnet)(batch)
     with torch.no_grad():
         assert torch.equal(logits, resnet(**batch).logits)
 
 
 def test_the_embedded_model_knows_its_test_images(resnet, fashion):
-    from hf_esc.loading import load_processor
-
     few = ImageData("few", fashion.test.select(range(200)), None, "image", "label", fashion.label_names, 10)
     (measured,) = evaluate_accuracies(
         {"": model_classifier(resnet)}, few, [], mapping=few.labels_in(resnet.config), processor=load_processor(resnet)

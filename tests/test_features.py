@@ -1,4 +1,4 @@
-"""Features come out of a frozen model as its head reads them, and a sample of them is bounded, uniform and repeatable."""
+"""Features come out of a frozen model as its head reads them; a sample of them is bounded, uniform, repeatable."""
 
 import copy
 
@@ -37,8 +37,6 @@ def cuts(draw) -> tuple[int, list[int]]:
     n = draw(st.integers(1, 60))
     bounds = sorted(draw(st.lists(st.integers(0, n), max_size=4)))
     return n, np.diff([0, *bounds]).tolist()
-
-
 
 
 @given(cuts(), st.integers(1, 80), st.integers(0, 99))
@@ -131,7 +129,9 @@ def test_training_mode_is_refused_before_batchnorm_learns_the_forget_set(model):
 
 def test_no_hook_stays_whether_it_ends_well_or_not(model):
     list(stream_features(model, GROUPS, [{"pixel_values": IMAGES}]))
-    with pytest.raises(ForgetSetError, match=r"Batch 1 of the images, \{'pixel_values': \(5, 1, 16, 16\)\}, does not go through"):
+    with pytest.raises(
+        ForgetSetError, match=r"Batch 1 of the images, \{'pixel_values': \(5, 1, 16, 16\)\}, does not go through"
+    ):
         list(stream_features(model, GROUPS, [{"pixel_values": IMAGES}, {"pixel_values": IMAGES[:, :1]}]))
     assert all(not module._forward_pre_hooks and not module._forward_hooks for module in model.modules())
 

@@ -11,7 +11,13 @@ from hf_esc.labels import match_labels, model_label_names, resolve_labels
 
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Ankle boot"]
 # ImageNet's style, with two classes called crane.
-ANIMALS = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane, wading bird", "great white shark, white shark"]
+ANIMALS = [
+    "tench, Tinca tinca",
+    "goldfish, Carassius auratus",
+    "crane",
+    "crane, wading bird",
+    "great white shark, white shark",
+]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +68,14 @@ def test_every_whole_name_means_its_own_class_in_any_order(names, index):
 
 @pytest.mark.parametrize("requested", [[], "", ",", " , ", ()])
 def test_no_label_is_an_error(requested):
-    with pytest.raises(LabelError, match="No label to forget|There is no label ''"):
+    with pytest.raises(LabelError, match=r"No label to forget|There is no label ''"):
         resolve_labels(requested, CLOTHES, 4)
 
 
 def test_an_unknown_label_lists_the_near_ones_and_else_all():
-    with pytest.raises(LabelError, match="no label 'Trousers'. Near it: 'Trouser'"):
+    with pytest.raises(LabelError, match=r"no label 'Trousers'. Near it: 'Trouser'"):
         resolve_labels("Trousers", CLOTHES, 4)
-    with pytest.raises(LabelError, match="no label 'xyzzy'. The labels are 'T-shirt/top', 'Trouser', 'Pullover'"):
+    with pytest.raises(LabelError, match=r"no label 'xyzzy'. The labels are 'T-shirt/top', 'Trouser', 'Pullover'"):
         resolve_labels("xyzzy", CLOTHES, 4)
     with pytest.raises(LabelError, match="'n19', … 80 more"):  # a thousand names are no help
         resolve_labels("?", [f"n{i}" for i in range(100)], 100)
@@ -90,7 +96,7 @@ def test_a_number_beyond_the_classes_is_an_error(requested):
 
 def test_a_name_needs_names():
     assert resolve_labels("2,0", None, 4) == [0, 2]
-    with pytest.raises(LabelError, match="'Trouser' is a name, and there are no label names here. Use a number from 0 to 3"):
+    with pytest.raises(LabelError, match=r"'Trouser' is a name, and there are no label names .* from 0 to 3"):
         resolve_labels("Trouser", None, 4)
 
 
@@ -103,7 +109,7 @@ def test_a_label_that_two_classes_share_is_an_error():
 
 def test_a_name_that_is_the_number_of_another_class_is_an_error_and_an_int_is_a_number():
     assert resolve_labels(["1", 0], ["9", "1", "5"], 3) == [0, 1]
-    with pytest.raises(LabelError, match="'1' is the name of class 0 and the number of class 1 .'0'."):
+    with pytest.raises(LabelError, match=r"'1' is the name of class 0 and the number of class 1 .'0'."):
         resolve_labels("1", ["1", "0"], 2)
     assert resolve_labels(1, ["1", "0"], 2) == [1]
 
@@ -135,9 +141,9 @@ def test_without_names_on_one_side_numbers_are_matched_where_the_counts_agree(da
 
 
 def test_counts_that_differ_are_an_error_that_shows_both_sides():
-    with pytest.raises(LabelError, match="data set has 3 classes .no names. and the model 4 .'T-shirt/top', 'Trouser'"):
+    with pytest.raises(LabelError, match=r"data set has 3 classes .no names. and the model 4 .'T-shirt/top'"):
         match_labels(None, CLOTHES, 3, 4)
-    with pytest.raises(LabelError, match="data set has 4 classes .'T-shirt/top'.* and the model 10 .no names."):
+    with pytest.raises(LabelError, match=r"data set has 4 classes .'T-shirt/top'.* and the model 10 .no names."):
         match_labels(CLOTHES, None, 4, 10)
 
 

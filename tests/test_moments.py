@@ -1,5 +1,7 @@
 """A second moment is a sum: whatever the order, the batches or the parts, it is that of the stacked features."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -21,12 +23,12 @@ def moment_of(*batches: torch.Tensor) -> SecondMoment:
     return moment
 
 
-@given(n=st.integers(1, 40), d=st.integers(1, 12), seed=st.integers(0, 999), cuts=st.lists(st.integers(0, 40), max_size=5))
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 999), st.lists(st.integers(0, 40), max_size=5))
 def test_any_order_in_any_batches_is_the_moment_of_the_stack(n, d, seed, cuts):
     z = features(n, d, seed)
     shuffled = z[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
     bounds = [0, *sorted(min(cut, n) for cut in cuts), n]
-    streamed = moment_of(*(shuffled[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)))
+    streamed = moment_of(*(shuffled[start:stop] for start, stop in pairwise(bounds)))
     torch.testing.assert_close(streamed.matrix, z.T @ z, rtol=1e-12, atol=1e-12)
     assert streamed.n == n
 
@@ -101,8 +103,9 @@ def test_moments_of_other_dimensions_do_not_merge():
 
 def test_the_state_comes_back_bit_for_bit(tmp_path):
     moment = moment_of(features(9, 5))
-    moment.save(tmp_path / "moment.safetensors")
-    for other in (SecondMoment(5).load_state_dict(moment.state_dict()), SecondMoment.load(tmp_path / "moment.safetensors")):
+    file = tmp_path / "moment.safetensors"
+    moment.save(file)
+    for other in (SecondMoment(5).load_state_dict(moment.state_dict()), SecondMoment.load(file)):
         assert torch.equal(other.matrix, moment.matrix)
         assert other.n == 9
         # It goes on by itself: what it sees later is not added to the first.

@@ -106,7 +106,7 @@ def test_in_front_of_a_head_only_the_first_argument_is_projected():
 
 
 def test_a_fresh_one_is_not_finite_and_says_so():
-    with pytest.raises(CheckpointError, match="is not finite.*would not be erased"):
+    with pytest.raises(CheckpointError, match=r"is not finite.*would not be erased"):
         Projection(6, 2).check()
 
 

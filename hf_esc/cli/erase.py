@@ -56,7 +56,7 @@ def erase(
     clock = _Clock()
 
     from ..data import load_images
-    from ..erase import erase as run_erase
+    from ..erasure import erase as run_erase
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
     from ..loading import load_classifier, load_processor
 
@@ -94,11 +94,15 @@ def erase(
 
     before = after = None
     if evaluate:
+        mapping = data.labels_in(original.config)
+        # What an earlier request erased is neither forgotten now nor retained.
+        earlier = {i for record in getattr(original.config, "erasures", []) for i in record["label_ids"] or ()}
         measured = evaluate_accuracies(
             {"before": model_classifier(original), "after": model_classifier(reloaded)},
             data,
             labels,
-            mapping=data.labels_in(original.config),
+            leave_out=[label for label, there in enumerate(mapping) if there in earlier and label not in labels],
+            mapping=mapping,
             processor=processor,
             batch_size=batch_size,
             num_workers=num_workers,
@@ -126,9 +130,10 @@ def erase(
         )
         return
     dims = " + ".join(str(site["dim"]) for site in reloaded.config.sites)
+    each = " for each class" if record["per_class"] and len(labels) > 1 else ""
     typer.echo(
-        f"Erased {', '.join(map(str, record['labels']))} from {model}: {record['num_images']} images, rank {record['rank']} "
-        f"of {dims} feature directions."
+        f"Erased {', '.join(map(str, record['labels']))} from {model}: {record['num_images']} images, rank {record['rank']}"
+        f"{each} of {dims} feature directions."
     )
     if before and after:
         typer.echo(accuracy_table({"before": before, "after": after}))

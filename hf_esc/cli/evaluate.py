@@ -42,10 +42,13 @@ def evaluate(
     from ..loading import load_classifier, load_processor
     from ..modeling_esc import ESCModel
 
-    classifier = load_classifier(model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code)
+    classifier = load_classifier(
+        model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
+    )
     data = load_images(dataset, image_column=image_column, label_column=label_column)
     run = model_classifier(classifier)
     columns = {"model": run}
+    labels: list[int] | None = None
     # Remote code has its own ESCModel class, so the model type decides.
     if classifier.config.model_type == ESCModel.config_class.model_type:
 
@@ -54,11 +57,12 @@ def evaluate(
                 return run(inputs)
 
         columns = {"original": original, "erased": run}
-        if not forget:
-            forget = [label for record in classifier.config.erasures for label in record["labels"] or ()]
-    if not forget:
+        erased = {label for record in classifier.config.erasures for label in record["label_ids"] or ()}
+        labels = [label for label, there in enumerate(data.labels_in(classifier.config)) if there in erased]
+    if forget:
+        labels = data.resolve(forget, classifier.config)
+    if not labels:
         raise LabelError(f"Which classes should {model} have forgotten? It does not say; name them with --forget.")
-    labels = data.resolve(forget, classifier.config)
     measured = evaluate_accuracies(
         columns,
         data,
@@ -72,7 +76,7 @@ def evaluate(
     results = {name: asdict(accuracies) for name, accuracies in measured.items()}
     names = [data.label_names[label] if data.label_names else label for label in labels]
     if json:
-        print_json({"model": model, "dataset": dataset, "forget": names, **results})
+        print_json({"model": model, "dataset": dataset, "forget": names, "accuracies": results})
         return
     typer.echo(f"{model} on {dataset}, forgotten: {', '.join(map(str, names))}")
     typer.echo(accuracy_table(results))

@@ -1,5 +1,6 @@
 """Write a folder whole or not at all: a killed run leaves none that looks finished."""
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +18,17 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The output {folder} is a file. Name a folder.")
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise OutputError(f"The output {folder} cannot be made: {parent} is no folder that can be written to.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise OutputError(f"The output folder {folder} is not empty. Pass --overwrite to replace the model in it.")
     if not (folder / "config.json").is_file():
-        raise OutputError(f"The output folder {folder} holds something that is no model, which --overwrite leaves alone.")
+        raise OutputError(
+            f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
+        )
 
 
 @contextmanager

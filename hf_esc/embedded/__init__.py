@@ -19,7 +19,7 @@ def embedded_models() -> list[str]:
     return sorted(f"{NAME}/{folder.name}" for folder in FOLDER.iterdir() if (folder / "config.json").is_file())
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str | Path) -> str:
     """
     The folder of an embedded checkpoint for `embedded` or `embedded/<name>`, and any other name unchanged.
 
@@ -28,6 +28,7 @@ def resolve_model(name: str) -> str:
     Raises:
         DataError: If there is no such embedded checkpoint.
     """
+    name = str(name)
     if name.split("/")[0] != NAME:
         return name
     name = f"{NAME}/{DEFAULT_MODEL}" if name == NAME else name

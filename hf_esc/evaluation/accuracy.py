@@ -67,6 +67,7 @@ def evaluate_accuracies(
     *,
     mapping: Sequence[int],
     processor: Any,
+    leave_out: Sequence[int] = (),
     batch_size: int = 64,
     num_workers: int = 0,
     num_channels: int = 3,
@@ -80,6 +81,7 @@ def evaluate_accuracies(
         forget (`Sequence[int]`): The data set's class indices that are to be forgotten; may be empty.
         mapping (`Sequence[int]`): The classifiers' class for each of the data set's, from [`ImageData.labels_in`].
         processor: The classifiers' image processor.
+        leave_out (`Sequence[int]`): The data set's class indices that count as neither, such as those erased earlier.
         batch_size, num_workers, num_channels: As in [`image_batches`].
 
     Returns:
@@ -105,6 +107,7 @@ def evaluate_accuracies(
             classifiers,
             logging.tqdm(batches, total=total, desc=f"Accuracy, {split_name}", unit="batch"),
             forget,
+            leave_out,
             torch.tensor(mapping),
         ).items():
             shares[name][split_name] = share
@@ -115,14 +118,15 @@ def evaluate_accuracies(
 
 
 @torch.no_grad()
-def _count(classifiers, batches, forget, mapping: Tensor) -> dict[str, tuple[float | None, float | None]]:
+def _count(classifiers, batches, forget, leave_out, mapping: Tensor) -> dict[str, tuple[float | None, float | None]]:
     """For each classifier, the accuracies on forget and on retain images."""
     right = {name: [0, 0] for name in classifiers}
     seen = [0, 0]
-    forget_labels = torch.tensor(list(forget), dtype=torch.long)
+    forget_labels, left_out = (torch.tensor(list(labels), dtype=torch.long) for labels in (forget, leave_out))
     for batch in batches:
         labels = batch.pop("labels")
-        groups = [mask := torch.isin(labels, forget_labels), ~mask]
+        forgotten = torch.isin(labels, forget_labels)
+        groups = [forgotten, ~forgotten & ~torch.isin(labels, left_out)]
         for index, group in enumerate(groups):
             seen[index] += int(group.sum())
         for name, classifier in classifiers.items():
@@ -130,7 +134,8 @@ def _count(classifiers, batches, forget, mapping: Tensor) -> dict[str, tuple[flo
             for index, group in enumerate(groups):
                 right[name][index] += int((hit & group).sum())
     return {
-        name: tuple(100 * r / n if n else None for r, n in zip(hits, seen, strict=True)) for name, hits in right.items()
+        name: tuple(100 * r / n if n else None for r, n in zip(hits, seen, strict=True))
+        for name, hits in right.items()
     }
 
 

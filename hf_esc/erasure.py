@@ -105,7 +105,8 @@ def erase(
 
     Returns:
         [`ESCModel`]: In eval mode, with weights of its own. `config.erasures[-1]["unchanged"]` is the share of a sample of
-        forget images (those with labels: that had been classified right) whose prediction the projection did not change.
+        the forget images whose prediction the projection did not change; with labels, the share that was classified right
+        and still is.
 
     Raises:
         ForgetSetError: If the forget set is empty or no forget set.
@@ -158,6 +159,7 @@ def erase(
             "rank": ranks[0] if len(set(ranks)) == 1 else ranks,
             "per_class": per_class,
             "labels": [names[label] if names else label for label in labels] if labels else None,
+            "label_ids": labels or None,
             "num_images": statistics.num_images,
             "unchanged": unchanged,
             "unchanged_of": len(statistics.sample.predictions),
@@ -305,16 +307,20 @@ def _check_arguments(p: float, rank: Rank) -> None:
     if rank is None:
         rank_from_percentage(p, 10**9)
     elif rank != "auto":
-        check_rank(rank, 10**9)
+        check_rank(rank)
 
 
 def _batches(model, forget_set, processor, batch_size: int, num_workers: int, image_column, label_column):
     """Batches with the model's class indices as labels, and the image processor where one was needed."""
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise ForgetSetError(f"The forget set is one split, and this has {list(forget_set)}. Choose one, such as `['train']`.")
+        raise ForgetSetError(
+            f"The forget set is one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
+        )
     if not isinstance(forget_set, datasets.Dataset | datasets.IterableDataset):
         if not isinstance(forget_set, Iterable):
-            raise ForgetSetError(f"A forget set is a data set or an iterable of batches, not {type(forget_set).__name__}.")
+            raise ForgetSetError(
+                f"A forget set is a data set or an iterable of batches, not {type(forget_set).__name__}."
+            )
         return ready_batches(forget_set), processor if processor is not None else _processor_at_hand(model)
     total = None
     if isinstance(forget_set, datasets.Dataset):
@@ -361,7 +367,9 @@ def _label_mapping(feature, config) -> list[int]:
 def _map_labels(batch: Batch, mapping: list[int]) -> Batch:
     labels = batch["labels"]
     if labels.min() < 0 or labels.max() >= len(mapping):
-        raise DataError(f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes.")
+        raise DataError(
+            f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes."
+        )
     return batch | {"labels": torch.tensor(mapping)[labels]}
 
 

@@ -1,0 +1,61 @@
+"""HM: the harmonic mean of forgetting and keeping, as an evaluate module."""
+
+import datasets
+import evaluate
+
+from hf_esc.evaluation.accuracy import harmonic_mean
+
+_DESCRIPTION = """
+How well a classifier has forgotten some classes and kept the others: the harmonic mean of 100 minus its accuracy on the
+forget classes and its accuracy on the other classes, in %.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list[int]`): Predicted classes.
+    references (`list[int]`): True classes.
+    forget_labels (`list[int]`): The classes that should be forgotten.
+
+Returns:
+    `dict`: `forget` and `retain`, the accuracies on images of the forget classes and of the others, and `hm`, in %.
+
+Examples:
+    >>> metric = evaluate.load("metrics/hm_score")
+    >>> metric.compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_labels=[0])
+    {'forget': 50.0, 'retain': 50.0, 'hm': 50.0}
+"""
+
+_CITATION = """
+@inproceedings{lee2025esc,
+  title={{ESC}: Erasing Space Concept for Knowledge Deletion},
+  author={Lee, Tae-Young and Park, Sundong and Jeon, Minwoo and Hwang, Hyoseok and Park, Gyeong-Moon},
+  booktitle={CVPR},
+  year={2025}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class HMScore(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
+            ),
+            reference_urls=["https://huggingface.co/papers/2504.02199"],
+        )
+
+    def _compute(self, predictions, references, forget_labels):
+        hits: dict[bool, list[bool]] = {True: [], False: []}
+        for prediction, reference in zip(predictions, references, strict=True):
+            hits[reference in set(forget_labels)].append(prediction == reference)
+        if not hits[True] or not hits[False]:
+            raise ValueError(
+                f"HM needs references of the forget labels {sorted(forget_labels)} and of others; there are "
+                f"{len(hits[True])} of the first and {len(hits[False])} of the second."
+            )
+        forget, retain = (100 * sum(hits[kind]) / len(hits[kind]) for kind in (True, False))
+        return {"forget": forget, "retain": retain, "hm": harmonic_mean(forget, retain)}

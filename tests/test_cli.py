@@ -1,0 +1,288 @@
+"""hf-esc: data on stdout, messages on stderr, an exit code to trust, and an output folder whole or not at all."""
+
+import json
+import sys
+
+import pytest
+from datasets import DatasetDict
+from transformers import AutoModelForImageClassification, ViTConfig, ViTModel
+
+from hf_esc import ESCModel
+from hf_esc.cli import main
+from hf_esc.cli.output_folder import write_folder
+from hf_esc.errors import OutputError
+from hf_esc.version import __version__
+
+from .pictures import encoded, labelled, picture
+from .test_registration import run
+
+ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, fashion) -> str:
+    """Real images: 60 of each class to train, 20 to test, of which the first is broken in a copy."""
+    folder = tmp_path_factory.mktemp("clothes")
+    fashion.train.select(range(600)).to_parquet(folder / "train.parquet")
+    fashion.test.select(range(200)).to_parquet(folder / "test.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def hf_esc(capsys, monkeypatch):
+    """The command line, as `hf_esc("erase", ...)`: its exit code, stdout and stderr."""
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-esc", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return command
+
+
+@pytest.fixture(scope="module")
+def erased(tmp_path_factory, data):
+    """A folder and what `hf-esc erase --json` printed for it."""
+    output = tmp_path_factory.mktemp("erased") / "model"
+    arguments = ("embedded/resnet", "--dataset", data, "--forget", "trouser", "--output", output, "--json")
+    done = run("-m", "hf_esc.cli", "erase", *map(str, arguments))
+    assert done.returncode == 0, done.stderr
+    return output, json.loads(done.stdout)  # one object and nothing else, or this fails
+
+
+def test_erase_prints_one_json_object_with_what_was_measured(erased, data):
+    output, result = erased
+    assert set(result) == {
+        *(
+            "model",
+            "dataset",
+            "forget",
+            "before",
+            "after",
+            "rank",
+            "features",
+            "num_forget",
+            "unchanged",
+            "seconds",
+            "output",
+        )
+    }
+    assert (result["model"], result["dataset"], result["output"]) == ("embedded/resnet", data, str(output))
+    assert (result["forget"], result["rank"], result["features"]) == (["Trouser"], 1, 128)
+    assert set(result["before"]) == set(result["after"]) == ACCURACIES
+    assert set(result["seconds"]) == {"load", "erase", "save", "evaluate"}
+    assert result["unchanged"] < 0.1
+    assert result["before"]["forget_test"] > 90
+    assert result["after"]["forget_test"] < 10
+    assert result["after"]["retain_test"] > result["before"]["retain_test"] - 3
+    assert result["after"]["hm_test"] > 85 > 20 > result["before"]["hm_test"]
+
+
+def test_what_was_written_loads_and_says_the_same(erased):
+    output, result = erased
+    model = AutoModelForImageClassification.from_pretrained(output)
+    assert isinstance(model, ESCModel)
+    assert model.config.ranks == [result["rank"]]
+    assert model.config.erasures[0]["num_images"] == result["num_forget"]
+    assert [path.name for path in output.parent.iterdir()] == ["model"]
+
+
+def test_evaluate_measures_the_same_with_the_classes_from_the_ledger(hf_esc, erased, data):
+    output, result = erased
+    code, out, _ = hf_esc("evaluate", output, "--dataset", data, "--json", "--batch-size", 50)
+    assert code == 0
+    measured = json.loads(out)
+    assert measured["forget"] == ["Trouser"]
+    assert (measured["original"], measured["erased"]) == (result["before"], result["after"])
+    code, out, _ = hf_esc("evaluate", output, "--dataset", data)
+    assert code == 0
+    assert f"{result['after']['retain_test']:.2f}" in out
+    assert "original" in out
+
+
+def test_erase_for_people(hf_esc, data, tmp_path):
+    code, out, err = hf_esc(
+        "erase", "embedded/resnet", "--dataset", data, "--forget", "1,Bag", "--rank", "auto", "--output", tmp_path
+    )
+    assert (code, "Error" in err) == (0, False)
+    assert "Erased Trouser, Bag from embedded/resnet" in out
+    assert "rank 2 of 128 feature directions" in out
+    assert "A probe trained on the features may still read it" in out
+    assert str(tmp_path) in out
+
+
+def test_an_incomplete_erasure_is_a_warning_on_stderr(hf_esc, data, tmp_path):
+    arguments = ("embedded/resnet", "--dataset", data, "--forget", "Trouser,Bag", "--output", tmp_path, "--json")
+    code, out, err = hf_esc("erase", *arguments, "--no-evaluate", "--rank", "1")
+    assert code == 0
+    assert "Warning: The erasure is incomplete: with rank 1" in err
+    result = json.loads(out)
+    assert result["unchanged"] > 0.5
+    assert result["before"] is result["after"] is None
+
+
+def test_overwrite_takes_the_place_of_a_model(hf_esc, data, tmp_path):
+    arguments = (
+        "erase",
+        "embedded/resnet",
+        "--dataset",
+        data,
+        "--output",
+        tmp_path,
+        "--no-evaluate",
+        "--json",
+        "--forget",
+    )
+    assert hf_esc(*arguments, "Bag")[0] == 0
+    (tmp_path / "of_before").touch()
+    code, _, err = hf_esc(*arguments, "Trouser")
+    assert (code, "is not empty. Pass --overwrite" in err) == (2, True)
+    assert hf_esc(*arguments, "Trouser", "--overwrite")[0] == 0
+    assert not (tmp_path / "of_before").exists()
+    assert json.loads((tmp_path / "config.json").read_text())["erasures"][0]["labels"] == ["Trouser"]
+
+
+# Bad input: exit code 2, a message that names the problem, and nothing written.
+
+BAD = {
+    "unknown label": ({"forget": "Trousers"}, ["no label 'Trousers'", "Near it: 'Trouser'"]),
+    "no label": ({"forget": ","}, ["No label to forget"]),
+    "number of no class": ({"forget": "10"}, ["no class 10"]),
+    "all classes": ({"forget": "0,1,2,3,4,5,6,7,8,9"}, ["All 10 classes", "leaves nothing to keep"]),
+    "rank 0": ({"rank": "0"}, ["`rank=0`", "erases nothing"]),
+    "rank of all": ({"rank": "128"}, ["`rank=128`", "leaves no feature"]),
+    "rank beyond the images": ({"rank": "100"}, ["Rank 100", "span"]),
+    "rank no number": ({"rank": "many"}, ["--rank", "'many'"]),
+    "p 0": ({"p": "0"}, ["`p=0.0`", "rank 0"]),
+    "p too small": ({"p": "0.5"}, ["`p=0.5`", "erases nothing", "`p=0.79`"]),
+    "p of all": ({"p": "100"}, ["`p=100.0`"]),
+    "p not finite": ({"p": "nan"}, ["percentage", "nan"]),
+    "p no number": ({"p": "much"}, ["--p"]),
+    "batch of 0": ({"batch-size": "0"}, ["--batch-size"]),
+    "no model": ({"model": "nowhere/at all"}, ["No image classifier", "nowhere/at all"]),
+    "no embedded model": ({"model": "embedded/bert"}, ["no embedded model", "embedded/resnet"]),
+    "a backbone": ({"model": "{tmp}/backbone"}, ["no weights for", "classifier.weight"]),
+    "no data": ({"dataset": "{tmp}/nowhere"}, ["cannot be loaded", "nowhere"]),
+    "other labels": ({"dataset": "{tmp}/animals"}, ["labels are not the model's", "'cat'", "'Ankle boot'"]),
+    "other count of labels": ({"dataset": "{tmp}/numbers"}, ["3 classes", "10", "equal counts"]),
+    "broken image": ({"dataset": "{tmp}/broken"}, ["Image 1 (trouser.png) cannot be read"]),
+    "no image of the class": ({"forget": "Trouser", "dataset": "{tmp}/no_trousers"}, ["forget set is empty"]),
+    "no such column": ({"image-column": "photo"}, ["no column 'photo'", "'image', 'label'"]),
+    "column without labels": ({"label-column": "image"}, ["not one label per image"]),
+    "output is a file": ({"output": "{tmp}/file"}, ["is a file. Name a folder"]),
+    "output is no model": (
+        {"output": "{tmp}/documents", "overwrite": None},
+        ["no model, which --overwrite leaves alone"],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory, fashion):
+    """What bad arguments name."""
+    folder = tmp_path_factory.mktemp("shelf")
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    ViTModel(ViTConfig(image_size=16, patch_size=8, **sizes)).save_pretrained(folder / "backbone")
+    names = fashion.label_names
+    good = encoded(picture())
+    broken = labelled([1, 1, 0], names).to_dict()
+    broken["image"] = [good, {"bytes": good["bytes"][:60], "path": "trouser.png"}, good]
+    features = labelled([0], names).features
+    for name, split in {
+        "animals": labelled([0, 1, 2], ["cat", "dog", "bird"]),
+        "numbers": labelled([0, 1, 2]),
+        "broken": type(fashion.train).from_dict(broken, features=features),
+        "no_trousers": labelled([0, 2, 3], names),
+    }.items():
+        DatasetDict(train=split, test=labelled([0, 1], names)).save_to_disk(folder / name)
+    (folder / "file").touch()
+    (folder / "documents").mkdir()
+    (folder / "documents" / "thesis.tex").touch()
+    return folder
+
+
+def contents(folder) -> dict:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if "cache-" not in path.name}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, data, shelf, tmp_path, case):
+    changes, expected = BAD[case]
+    options = {"model": "embedded/resnet", "dataset": data, "forget": "Trouser", "output": "{new}/model"} | changes
+    options = {name: value and value.format(tmp=shelf, new=tmp_path) for name, value in options.items()}
+    model = options.pop("model")
+    before = contents(shelf)
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value) if part is not None]
+    code, out, err = hf_esc("erase", model, *arguments, "--json")
+    assert (code, out) == (2, "")
+    message = " ".join(err.split())
+    for words in expected:
+        assert words in message
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+    assert contents(shelf) == before
+
+
+def test_missing_options_and_commands_are_exit_code_2(hf_esc, data):
+    for arguments, words in (
+        (("erase", "embedded/resnet", "--dataset", data), "--forget"),
+        (("erase",), "MODEL"),
+        (("forget",), "forget"),
+        (("evaluate", "embedded/resnet", "--dataset", data), "name them with --forget"),
+        (("evaluate", "embedded/resnet", "--dataset", data, "--forget", "Hat"), "no label 'Hat'"),
+    ):
+        code, out, err = hf_esc(*arguments)
+        assert (code, out) == (2, "")
+        assert words in err
+
+
+def test_ctrl_c_is_130_and_leaves_nothing(hf_esc, data, tmp_path, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ESCModel, "check_projections", interrupted)  # while it is being saved
+    code, out, _ = hf_esc(
+        "erase", "embedded/resnet", "--dataset", data, "--forget", "Bag", "--output", tmp_path / "model"
+    )
+    assert (code, out) == (130, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def fail_within(target, content: str) -> None:
+    with write_folder(target, overwrite=True) as folder:
+        (folder / "config.json").write_text(content)
+        raise ZeroDivisionError
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "model"
+    with pytest.raises(ZeroDivisionError):
+        fail_within(target, "half")
+    assert list((tmp_path / "a").iterdir()) == []
+    for content in ("old", "new"):
+        with write_folder(target, overwrite=True) as folder:
+            (folder / "config.json").write_text(content)
+    with pytest.raises(ZeroDivisionError):
+        fail_within(target, "half")
+    assert (target / "config.json").read_text() == "new"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
+    with pytest.raises(OutputError, match="not empty"), write_folder(target, overwrite=False):
+        pass
+
+
+def test_help_imports_no_torch():
+    code = (
+        "import sys; from hf_esc.cli import main\n"
+        "try: main()\n"
+        "finally: print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), file=sys.stderr)"
+    )
+    for arguments in (["--help"], ["erase", "--help"], ["evaluate", "-h"]):
+        done = run("-c", code, *arguments)
+        assert (done.returncode, done.stderr) == (0, "[]\n")
+        assert "Usage" in done.stdout
+
+
+def test_version(hf_esc):
+    assert hf_esc("--version")[:2] == (0, f"{__version__}\n")

@@ -1,0 +1,113 @@
+"""What erase() turns down: what is no forget set, a rank that would not erase, features that are not finite."""
+
+import datasets
+import pytest
+from datasets import DatasetDict
+from transformers import ViTImageProcessor
+
+from hf_esc import erase
+from hf_esc.errors import DataError, ForgetSetError, ModelError, NonFiniteError, RankError
+
+from .pictures import NAMES, labelled
+from .tiny import batches, images, quietly, tiny
+
+PROCESSOR = ViTImageProcessor(size={"height": 16, "width": 16})
+
+
+def _never():
+    raise AssertionError("No image should have been looked at.")
+    yield
+
+
+@pytest.mark.parametrize(
+    "bad", [{"p": 0}, {"p": 100}, {"p": -1}, {"p": "x"}, {"rank": 0}, {"rank": -2}, {"rank": 1.5}, {"rank": "all"}]
+)
+def test_a_rank_that_no_model_has_is_refused_before_the_first_image(bad):
+    with pytest.raises(RankError):
+        erase(tiny(), _never(), **bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"p": 1.5}, "`p=1.5` of 8 feature directions rounds down to rank 0, which erases nothing. Use `p=12.50`"),
+        ({"rank": 8}, "`rank=8` of 8 feature directions leaves no feature. Use a rank from 1 to 7"),
+        ({"rank": 6}, "Rank 6 was asked for, and the forget features span 5 directions"),
+    ],
+)
+def test_a_rank_that_erases_nothing_or_all_or_is_beyond_the_images_is_refused(bad, message):
+    with pytest.raises(RankError, match=message):
+        erase(tiny(), batches(images(5)), **bad)
+
+
+def test_a_second_request_for_more_than_is_left_is_refused():
+    first = quietly(tiny(), batches(images(4)), rank=3)
+    with pytest.raises(RankError, match="3 of 8 directions are erased already, and `rank=5`"):
+        erase(first, batches(images(40, 1)), rank=5)
+    with pytest.raises(RankError, match="Rank 2 was asked for, and the forget features span 1"):
+        erase(first, batches(images(4)), rank=2)
+
+
+@pytest.mark.parametrize("empty", [[], iter(()), labelled([0], NAMES).select([])], ids=["list", "iterator", "Dataset"])
+def test_an_empty_forget_set_is_refused(empty):
+    with pytest.raises(ForgetSetError, match="The forget set is empty"):
+        erase(tiny(), empty, rank=1, processor=PROCESSOR)
+
+
+def test_several_splits_are_refused():
+    one = labelled([0], NAMES)
+    for splits in (
+        DatasetDict(train=one, test=one),
+        datasets.IterableDatasetDict(train=one.to_iterable_dataset(), test=one),
+    ):
+        with pytest.raises(ForgetSetError, match=r"this has \['train', 'test'\]. Choose one"):
+            erase(tiny(), splits, rank=1)
+
+
+@pytest.mark.parametrize(
+    "no_batches", [images(4), {"pixel_values": images(4)}, [images(4)], "folder", [labelled([0])[0]], 3, None]
+)
+def test_what_is_no_forget_set_is_refused(no_batches):
+    with pytest.raises(ForgetSetError, match="orget set is a"):
+        erase(tiny(), no_batches, rank=1)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_and_the_batch_is_named(value):
+    bad = images(6, 1)
+    bad[4, 0, 3, 3] = value
+    with pytest.raises(
+        NonFiniteError, match=r"Batch 1 of the forget set: 1 of the 6 features .* row 4, feature 14 of"
+    ):
+        erase(tiny(), batches(images(10), bad), rank=1)
+
+
+def test_a_batch_of_another_shape_is_named():
+    with pytest.raises(
+        ForgetSetError, match=r"Batch 1 of the images, \{'pixel_values': \(4, 2, 16, 16\)\}, does not go through"
+    ):
+        erase(tiny(), batches(images(4), images(4)[:, :2]), rank=1)
+
+
+def test_classes_one_by_one_need_labels():
+    with pytest.raises(ForgetSetError, match="`per_class` needs labels, and batch 0"):
+        erase(tiny(), batches(images(4)), rank=1, per_class=True)
+
+
+def test_pictures_need_a_processor():
+    with pytest.raises(ModelError, match=r"No image processor was found .* Pass `processor=`"):
+        erase(tiny(), labelled([0] * 4, NAMES), rank=1)
+
+
+def test_label_columns_that_cannot_be_matched_are_refused():
+    four = labelled([0, 1, 2, 1], NAMES)
+    text = four.remove_columns("label").add_column("label", ["cat"] * 4)
+    beyond = labelled([0, 1, 2, 9])
+    two = four.add_column("shop", four["label"]).cast_column("shop", four.features["label"])
+    for forget_set, message in (
+        (text, "holds text. Turn it into a ClassLabel"),
+        (beyond, "values from 0 to 9, beyond the 4 classes"),
+        (two, "2 columns could hold the labels: 'label', 'shop'"),
+    ):
+        with pytest.raises(DataError, match=message):
+            erase(tiny(), forget_set, rank=1, processor=PROCESSOR)

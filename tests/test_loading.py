@@ -1,0 +1,59 @@
+"""What is loaded is a trained image classifier with its processor, or it is refused."""
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
+
+from hf_esc.embedded import embedded_models, resolve_model
+from hf_esc.errors import DataError, ModelError
+from hf_esc.loading import load_classifier, load_processor
+
+CONFIG = ViTConfig(
+    hidden_size=8,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    intermediate_size=8,
+    image_size=16,
+    patch_size=8,
+    num_labels=4,
+)
+
+
+def test_embedded_checkpoints_go_by_name():
+    assert {"embedded/resnet", "embedded/vit"} <= set(embedded_models())
+    assert resolve_model("embedded") == resolve_model("embedded/vit")
+    for name in ("google/vit-base-patch16-224", "./embedded", "embeddedness"):
+        assert resolve_model(name) == name
+    with pytest.raises(DataError, match=r"no embedded model 'embedded/bert'. There are: .*embedded/resnet"):
+        resolve_model("embedded/bert")
+
+
+def test_a_model_comes_in_eval_mode_with_its_processor(resnet):
+    assert not any(module.training for module in resnet.modules())
+    assert load_processor(resnet).size == {"height": 28, "width": 28}
+    assert next(resnet.parameters()).device == torch.device("cpu")
+
+
+def test_a_processor_that_the_model_carries_comes_first(resnet):
+    model = ViTForImageClassification(CONFIG)
+    with pytest.raises(
+        ModelError, match=r"No image processor was found for ViTForImageClassification.*Pass `processor=`"
+    ):
+        load_processor(model)
+    model.image_processor = ViTImageProcessor()
+    assert load_processor(model) is model.image_processor
+
+
+def test_a_backbone_without_a_head_is_refused(tmp_path):
+    ViTModel(CONFIG).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"no weights for classifier.bias, classifier.weight .* fine-tune it first"):
+        load_classifier(str(tmp_path))
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for name in (str(tmp_path), str(tmp_path / "nowhere"), "nobody/nothing"):
+        with pytest.raises(
+            ModelError, match=f"No image classifier can be loaded from '{name}'.*It should be `embedded`"
+        ):
+            load_classifier(name)

@@ -1,0 +1,174 @@
+"""ESCModel: the backbone is the original's, the projection stays what it is, and every way of running it agrees."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
+
+from hf_esc import ESCModel, erase
+from hf_esc.errors import CheckpointError
+from hf_esc.modeling_esc import wrap
+from tests.zoo import ZOO
+
+pytestmark = pytest.mark.filterwarnings("ignore:The erasure is incomplete")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return ZOO["vit"].inputs(batch_size=8)
+
+
+@pytest.fixture
+def erased(inputs):
+    return erase(ZOO["vit"].build(), [inputs], rank=2)
+
+
+@torch.no_grad()
+def logits(model, inputs):
+    return model(**inputs).logits
+
+
+def test_disabled_projection_is_the_base_bit_for_bit_and_comes_back(erased, inputs):
+    projected = logits(erased, inputs)
+    with erased.disable_projection():
+        assert torch.equal(logits(erased, inputs), logits(ZOO["vit"].build(), inputs))
+        with erased.disable_projection():
+            pass
+        assert torch.equal(logits(erased, inputs), logits(ZOO["vit"].build(), inputs))
+    assert torch.equal(logits(erased, inputs), projected)
+
+
+def test_disabled_projection_comes_back_after_an_error(erased, inputs):
+    projected = logits(erased, inputs)
+    with pytest.raises(RuntimeError, match="on purpose"), erased.disable_projection():
+        raise RuntimeError("on purpose")
+    assert torch.equal(logits(erased, inputs), projected)
+
+
+def test_logits_are_the_head_of_the_projected_features(erased, inputs):
+    with torch.no_grad():
+        output = erased(**inputs)
+        expected = erased.model.classifier.forward(output.pooler_output)
+    torch.testing.assert_close(output.logits, expected)
+
+
+def test_loss_is_the_cross_entropy_and_labels_do_not_touch_the_projection(erased, inputs):
+    labels = torch.arange(8) % 5
+    with torch.no_grad():
+        output = erased(**inputs, labels=labels)
+    assert torch.equal(output.logits, logits(erased, inputs))
+    torch.testing.assert_close(output.loss, nn.functional.cross_entropy(output.logits, labels))
+
+
+def test_return_dict_false_gives_the_tuple_and_hidden_states_pass_through(erased, inputs):
+    with torch.no_grad():
+        assert torch.equal(erased(**inputs, return_dict=False)[0], logits(erased, inputs))
+        assert len(erased(**inputs, output_hidden_states=True).hidden_states) == 3  # the embedding and two layers
+
+
+def test_training_leaves_the_projection_bit_identical(erased, inputs, tmp_path):
+    before = [projection.basis.clone() for projection in erased.projections]
+    weights = erased.model.classifier.weight.clone()
+    rows = [{"pixel_values": x, "labels": i % 5} for i, x in enumerate(inputs["pixel_values"])]
+    arguments = TrainingArguments(tmp_path, max_steps=3, learning_rate=0.1, weight_decay=0.1, use_cpu=True)
+    trainer = Trainer(erased, arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert trainer.predict(rows).predictions.shape == (8, 5)  # logits alone
+    assert not torch.equal(erased.model.classifier.weight, weights)
+    for projection, basis in zip(erased.projections, before, strict=True):
+        assert torch.equal(projection.basis, basis)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
+def test_copies_have_a_projection_of_their_own(erased, inputs, copied):
+    twin = copied(erased)
+    expected = logits(erased, inputs)
+    erased.projections[0].basis.zero_()
+    assert torch.equal(logits(twin, inputs), expected)
+    assert not torch.equal(logits(erased, inputs), expected)
+
+
+def test_half_precision_leaves_the_basis_in_float32(erased, inputs):
+    expected = logits(erased, inputs)
+    basis = erased.projections[0].basis.clone()
+    half = erased.to(torch.bfloat16)
+    assert half.model.classifier.weight.dtype == torch.bfloat16
+    assert torch.equal(half.projections[0].basis, basis)
+    halved = {"pixel_values": inputs["pixel_values"].bfloat16()}
+    torch.testing.assert_close(logits(half, halved).float(), expected, atol=0.2, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_loading_in_another_dtype(erased, dtype, tmp_path):
+    erased.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.model.classifier.weight.dtype == dtype
+    assert loaded.projections[0].basis.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loaded.projections[0].basis.float(), erased.projections[0].basis)
+
+
+def test_loading_passes_attention_and_device_map_through(erased, inputs, tmp_path):
+    erased.save_pretrained(tmp_path)
+    expected = logits(erased, inputs)
+    eager = AutoModelForImageClassification.from_pretrained(tmp_path, attn_implementation="eager")
+    assert eager.model.config._attn_implementation == "eager"
+    mapped = AutoModelForImageClassification.from_pretrained(tmp_path, device_map="cpu")
+    for model in (eager, mapped):
+        torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_offloaded_to_disk_it_is_checked_and_erases(erased, inputs, tmp_path):
+    erased.save_pretrained(tmp_path / "model")
+    device_map = {"model.vit": "cpu", "model.classifier": "cpu", "projections": "disk"}
+    loaded = ESCModel.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload", offload_buffers=True
+    )
+    torch.testing.assert_close(logits(loaded, inputs), logits(erased, inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_compiles_and_exports_as_one_graph(erased, inputs):
+    expected = logits(erased, inputs)
+    compiled = torch.compile(erased, fullgraph=True, backend="eager")
+    torch.testing.assert_close(logits(compiled, inputs), expected)
+    exported = torch.export.export(erased, (inputs["pixel_values"],)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(inputs["pixel_values"]).logits, expected)
+
+
+def test_a_model_that_erases_nothing_is_not_saved(tmp_path):
+    model = wrap(ZOO["vit"].build(), [{"modules": ["classifier"], "dim": 32, "axis": -1}])
+    with pytest.raises(CheckpointError, match="rank 0"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_built_from_its_configuration_alone_does_not_pass_for_erased(erased, inputs):
+    assert logits(ESCModel(copy.deepcopy(erased.config)).eval(), inputs).isnan().all()
+
+
+def test_load_state_dict_refuses_a_basis_that_is_none(erased):
+    state = erased.state_dict()
+    fresh = ESCModel(copy.deepcopy(erased.config))
+    fresh.load_state_dict(state)
+    for damage in (0.5, 0.0, float("nan")):
+        with pytest.raises(RuntimeError, match="projections.0.basis"):
+            fresh.load_state_dict(state | {"projections.0.basis": state["projections.0.basis"] * damage})
+
+
+@pytest.mark.parametrize(
+    ("sites", "message"),
+    [
+        ([{"modules": ["nowhere"], "dim": 32, "axis": -1}], "no module"),
+        ([{"modules": ["vit.layers.0.attention.q_proj"], "dim": 32, "axis": -1}], "should map"),
+        ([{"modules": ["classifier"], "dim": 31, "axis": -1}], "should map"),
+        ([], "sites"),
+    ],
+)
+def test_sites_that_are_no_head_are_refused(sites, message):
+    with pytest.raises(CheckpointError, match=message):
+        wrap(ZOO["vit"].build(), sites)
