@@ -116,6 +116,12 @@ def test_several_classes_are_forgotten_together():
     assert (measured.forget_train, measured.retain_train) == (80.0, pytest.approx(200 / 3))
 
 
+def test_classes_that_are_left_out_count_as_neither():
+    run = {"": classifier(TRAIN + TEST)}
+    (measured,) = evaluate_accuracies(run, data(), [0], leave_out=[2], mapping=MAPPING, processor=PROCESSOR).values()
+    assert (measured.forget_train, measured.retain_train) == (75.0, pytest.approx(200 / 3))
+
+
 def test_what_is_not_there_is_none():
     run = {"": classifier(TRAIN + TEST)}
     (no_test,) = evaluate_accuracies(run, data(test=False), [0], mapping=MAPPING, processor=PROCESSOR).values()

@@ -82,6 +82,13 @@ def test_features_that_are_not_finite_are_refused_and_the_batch_is_named(value):
         erase(tiny(), batches(images(10), bad), rank=1)
 
 
+def test_a_first_image_that_is_not_finite_is_no_fault_of_the_head():
+    bad = images(4)
+    bad[0, 1, 2, 3] = float("nan")
+    with pytest.raises(NonFiniteError, match="batch 0"):
+        erase(tiny(), batches(bad), rank=1)
+
+
 def test_a_batch_of_another_shape_is_named():
     with pytest.raises(
         ForgetSetError, match=r"Batch 1 of the images, \{'pixel_values': \(4, 2, 16, 16\)\}, does not go through"

@@ -1,0 +1,55 @@
+"""
+Use an erased model as any other, through `pipeline`, and draw what it says beside what the original says.
+
+    hf-esc erase embedded --dataset embedded --forget Trouser --output demo
+    python examples/use_erased_model.py --model demo --original embedded --dataset embedded --picture demo/pipeline.png
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from transformers import HfArgumentParser, pipeline
+
+import hf_esc  # noqa: F401 (registers the model type, so that no remote code is needed)
+from hf_esc.data import load_images
+from hf_esc.embedded import resolve_model
+from hf_esc.visualization import prediction_figure
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "The erased model."})
+    original: str = field(metadata={"help": "The model that it was made from."})
+    dataset: str = field(metadata={"help": "Where to take pictures from: its test split, or else its training split."})
+    picture: str = field(metadata={"help": "Where to write the figure."})
+
+
+def main() -> None:
+    [arguments] = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    erased = pipeline("image-classification", model=arguments.model)
+    original = pipeline("image-classification", model=resolve_model(arguments.original))
+
+    data = load_images(arguments.dataset)
+    split = data.test if data.test is not None else data.train
+    labels = np.asarray(split[data.label_column])
+    mapping = data.labels_in(erased.model.config)
+    forgotten = {label for record in erased.model.config.erasures for label in record["label_ids"]}
+    is_forgotten = np.isin(np.asarray(mapping)[labels], list(forgotten))
+    # Three pictures of forgotten classes, and one each of the first three others.
+    others = [np.flatnonzero(labels == label)[0] for label in range(data.num_labels) if mapping[label] not in forgotten]
+    chosen = [*np.flatnonzero(is_forgotten)[:3], *others[:3]]
+    images = [split[int(index)][data.image_column] for index in chosen]
+    names = [erased.model.config.id2label[mapping[labels[index]]] for index in chosen]
+
+    answers = {}
+    for name, classify in (("original", original), ("erased", erased)):
+        scores = classify(images, top_k=data.num_labels)
+        answers[name] = [{answer["label"]: answer["score"] for answer in row} for row in scores]
+    for name, before, after in zip(names, answers["original"], answers["erased"], strict=True):
+        print(f"a picture of {name}: original {max(before, key=before.get)}, erased {max(after, key=after.get)}")
+    prediction_figure(images, names, answers).savefig(arguments.picture, dpi=130)
+    print(f"The figure is in {arguments.picture}.")
+
+
+if __name__ == "__main__":
+    main()

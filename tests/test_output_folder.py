@@ -1,0 +1,37 @@
+"""An output folder is written whole or not at all."""
+
+import pytest
+
+from hf_esc.cli.output_folder import check_output, write_folder
+from hf_esc.errors import OutputError
+
+
+def fail_within(target, content: str) -> None:
+    with write_folder(target, overwrite=True) as folder:
+        (folder / "config.json").write_text(content)
+        raise ZeroDivisionError
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "a" / "model"
+    with pytest.raises(ZeroDivisionError):
+        fail_within(target, "half")
+    assert list((tmp_path / "a").iterdir()) == []
+    for content in ("old", "new"):
+        with write_folder(target, overwrite=True) as folder:
+            (folder / "config.json").write_text(content)
+    with pytest.raises(ZeroDivisionError):
+        fail_within(target, "half")
+    assert (target / "config.json").read_text() == "new"
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
+    with pytest.raises(OutputError, match="not empty"), write_folder(target, overwrite=False):
+        pass
+
+
+def test_what_cannot_be_made_is_said_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file" / "model", tmp_path / "file" / "a" / "model"):
+        with pytest.raises(OutputError, match="cannot be made: .*file is no folder"):
+            check_output(folder, overwrite=True)
+    check_output(tmp_path / "a" / "b" / "model", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
