@@ -4,8 +4,9 @@ Speed and memory of erasure, as ratios inside one run, against the bars that the
     OMP_NUM_THREADS=1 python benchmarks/performance.py
     OMP_NUM_THREADS=1 python benchmarks/performance.py --efficientnet FOLDER --only erase/efficientnet-lite0
 
-Writes `benchmarks/results/performance.json`, one entry for each measurement; `--only` leaves the other entries as they are.
-`--efficientnet` takes a checkpoint of EfficientNet-Lite0 as a TimmWrapper folder; without it the weights are random.
+Writes `benchmarks/results/performance.json`, one entry for each measurement; `--only` leaves the other entries as they
+are. `--efficientnet` takes a checkpoint of EfficientNet-Lite0 as a TimmWrapper folder; without it the weights are
+random.
 """
 
 import json
@@ -53,7 +54,10 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def compare(ours: Callable[[], object], reference: Callable[[], object], runs: int) -> dict:
-    """Medians of interleaved runs, after one of each that does not count, and the median of the ratios of the pairs."""
+    """
+    Medians of interleaved runs, after one of each that does not count, and the median of the ratios of the
+    pairs.
+    """
     ours(), reference()
     pairs = []
     for run in range(runs):
@@ -80,7 +84,9 @@ def efficientnet(folder: str):
     if folder:
         return AutoModelForImageClassification.from_pretrained(folder).eval()
     torch.manual_seed(0)
-    return TimmWrapperForImageClassification(TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=1000)).eval()
+    return TimmWrapperForImageClassification(
+        TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=1000)
+    ).eval()
 
 
 def random_batches(count: int, batch_size: int, size: int = 224) -> list[dict]:
@@ -99,7 +105,10 @@ def embedded_batches(count: int) -> list[dict]:
 
 
 def erase_over_forward(model, batches: list[dict], runs: int) -> dict:
-    """`erase`, its copy of the model and its eigendecomposition included, over the bare forward pass of the same images."""
+    """
+    `erase`, its copy of the model and its eigendecomposition included, over the bare forward pass of the same
+    images.
+    """
     sites = find_sites(model, batches[0])
 
     @torch.no_grad()
@@ -182,8 +191,10 @@ def main() -> None:
             lambda r: r["ratio"] <= 1.05,
         ),
         "erase/efficientnet-lite0": (
-            lambda: erase_over_forward(efficientnet(arguments.efficientnet), random_batches(8, 32), runs)
-            | {"weights": "pretrained" if arguments.efficientnet else "random"},
+            lambda: (
+                erase_over_forward(efficientnet(arguments.efficientnet), random_batches(8, 32), runs)
+                | {"weights": "pretrained" if arguments.efficientnet else "random"}
+            ),
             "ratio at most 1.05",
             lambda r: r["ratio"] <= 1.05,
         ),

@@ -36,7 +36,8 @@ def main() -> None:
     forgotten = {label for record in erased.model.config.erasures for label in record["label_ids"]}
     is_forgotten = np.isin(np.asarray(mapping)[labels], list(forgotten))
     # Three pictures of forgotten classes, and one each of the first three others.
-    others = [np.flatnonzero(labels == label)[0] for label in range(data.num_labels) if mapping[label] not in forgotten]
+    kept = [label for label in range(data.num_labels) if mapping[label] not in forgotten]
+    others = [np.flatnonzero(labels == label)[0] for label in kept]
     chosen = [*np.flatnonzero(is_forgotten)[:3], *others[:3]]
     images = [split[int(index)][data.image_column] for index in chosen]
     names = [erased.model.config.id2label[mapping[labels[index]]] for index in chosen]

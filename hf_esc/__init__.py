@@ -23,7 +23,20 @@ _HOMES = {
     "AllCNNForImageClassification": "all_cnn",
     "HfEscError": "errors",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "AllCNNConfig",
+    "AllCNNForImageClassification",
+    "ESCConfig",
+    "ESCFeatureModel",
+    "ESCModel",
+    "HfEscError",
+    "SecondMoment",
+    "SiteGroup",
+    "__version__",
+    "erase",
+    "find_sites",
+    "principal_directions",
+]
 
 if TYPE_CHECKING:
     from .all_cnn import AllCNNConfig, AllCNNForImageClassification

@@ -1,7 +1,8 @@
 """
 Code that the wrapped classifier needs beyond transformers: none here.
 
-Beside an erased checkpoint whose base has code of its own, such as the All-CNN, this file is written anew to register it.
+Beside an erased checkpoint whose base has code of its own, such as the All-CNN, this file is written anew to register
+it.
 """
 
 

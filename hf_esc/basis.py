@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .errors import NonFiniteError, RankError
 
-# An eigenvalue below this share of the largest is rounding: float32 features are exact to 1e-7, their squares to 1e-14.
+# An eigenvalue below this share of the largest is rounding: float32 features are good to 1e-7, squares to 1e-14.
 _NOISE = 1e-12
 
 
@@ -54,7 +54,10 @@ def smallest_percentage(dim: int) -> Decimal:
 
 
 def check_rank(rank: int, dim: int | None = None) -> int:
-    """`rank` where it is an integer with `1 <= rank < dim` (`dim` where that is known), and a [`RankError`] otherwise."""
+    """
+    `rank` where it is an integer with `1 <= rank < dim` (`dim` where that is known), and a [`RankError`]
+    otherwise.
+    """
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise RankError(f"`rank` is a whole number or 'auto', not {rank!r}.")
     if dim is None:
@@ -79,8 +82,8 @@ def principal_directions(second_moment: Tensor, rank: int) -> Tensor:
         rank (`int`): `1 <= rank < d`, and no more than the features span.
 
     Returns:
-        `torch.Tensor` of shape `(d, rank)`: orthonormal columns by decreasing eigenvalue. In each, the entry of largest
-        size is positive, which fixes the sign.
+        `torch.Tensor` of shape `(d, rank)`: orthonormal columns by decreasing eigenvalue. In each, the entry of
+        largest size is positive, which fixes the sign.
 
     Raises:
         RankError: If `rank` is outside `[1, d)`, or the features span fewer directions: the rest would be arbitrary.
@@ -119,7 +122,8 @@ def remaining_directions(basis: Tensor, second_moment: Tensor) -> Tensor:
 
     Args:
         basis (`torch.Tensor` of shape `(d, k)`): Orthonormal columns; `k = 0` for none.
-        second_moment (`torch.Tensor` of shape `(d, d)`): Of features before or after the projection, which is the same.
+        second_moment (`torch.Tensor` of shape `(d, d)`): Of features before or after the projection, which is the
+            same.
 
     Returns:
         `torch.Tensor` of shape `(d, r)`: orthonormal, float64, by decreasing eigenvalue.
@@ -165,6 +169,7 @@ def _too_few(directions: Tensor, rank: int) -> RankError:
     if not spanned:
         return RankError("The forget features are all zero, perhaps erased already: there is no direction to take.")
     return RankError(
-        f"Rank {rank} was asked for, and the forget features span {spanned} directions. Beyond these any direction is as "
+        f"Rank {rank} was asked for, and the forget features span {spanned} directions. Beyond these any direction "
+        f"is as "
         f"good as another. Use `rank={spanned}` or less, or more forget images."
     )

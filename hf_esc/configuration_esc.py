@@ -16,12 +16,12 @@ class ESCConfig(PretrainedConfig):
     Args:
         base_config (`PretrainedConfig` or `dict`): Configuration of the wrapped classifier.
         sites (`list[dict]`): One entry for each projection: `modules`, the paths of the head's modules that read the
-            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie; `position`, which of
-            several positions of an image makes the logits (None: all do).
+            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie; `position`,
+            which of several positions of an image makes the logits (None: all do).
         ranks (`list[int]`): The number of erased directions of each projection.
         erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
-            `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the forget images whose prediction stayed, out of
-            `unchanged_of`), `versions` and `date`.
+            `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the forget images
+            whose prediction stayed, out of `unchanged_of`), `versions` and `date`.
 
     Raises:
         CheckpointError: If `base_config` or `sites` is missing, or there is not one rank for each site.
@@ -66,7 +66,7 @@ def _build_base_config(values: dict[str, Any]) -> PretrainedConfig:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     register_base()
-    model_type = values.get("model_type")
+    model_type = str(values.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         raise CheckpointError(
             f"The erased model wraps a {model_type!r}, which this version of transformers does not know. Update "

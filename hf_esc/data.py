@@ -77,7 +77,8 @@ class ImageData:
         labels = resolve_labels(requested, names, self.num_labels)
         if len({mapping[label] for label in labels}) == config.num_labels:
             raise LabelError(
-                f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. Delete "
+                f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. "
+                f"Delete "
                 "the model instead, or name fewer classes."
             )
         return labels
@@ -157,7 +158,8 @@ def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
             loaded = load_dataset(name, revision=revision)
     except Exception as error:  # what `datasets` raises ranges over a dozen types, from every file format it reads
         raise DataError(
-            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {error} It should be `embedded`, a folder "
+            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {error} It should be `embedded`, a "
+            f"folder "
             "with parquet files or with one folder of images per class, or an id on the Hub."
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
@@ -227,7 +229,8 @@ def image_batches(
         num_channels (`int`, defaults to 3): 1 turns the images to grey, anything else to RGB.
 
     Yields:
-        `dict` of `torch.Tensor`: What the processor gives (`pixel_values` of shape `(B, c, H, W)`), and `labels` `(B,)`.
+        `dict` of `torch.Tensor`: What the processor gives (`pixel_values` of shape `(B, c, H, W)`), and `labels`
+            `(B,)`.
 
     Raises:
         ImageError: If an image cannot be read; its number and file are named.
@@ -296,7 +299,8 @@ def ready_batches(batches: Iterable[Any]) -> Iterator[Batch]:
     for number, batch in enumerate(batches):
         if not hasattr(batch, "items") or not all(isinstance(value, torch.Tensor) for value in dict(batch).values()):
             raise ForgetSetError(
-                f"Batch {number} of the forget set is a {type(batch).__name__}. A forget set is a `datasets.Dataset` or "
+                f"Batch {number} of the forget set is a {type(batch).__name__}. A forget set is a "
+                f"`datasets.Dataset` or "
                 "`IterableDataset` with an image column, or an iterable of dicts of tensors such as "
                 "{'pixel_values': tensor}."
             )

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import datasets
 import torch
@@ -35,6 +35,7 @@ SAMPLE_SIZE = 1024
 # The share of unchanged predictions above which an erasure is called incomplete.
 MOST_UNCHANGED = 0.10
 
+Model = TypeVar("Model", bound=PreTrainedModel)
 Rank = int | Literal["auto"] | None
 
 
@@ -45,11 +46,13 @@ class ForgetStatistics:
 
     Args:
         groups (`list[SiteGroup]`): Where the features were read.
-        moments (`dict[int | None, list[SecondMoment]]`): By label where `per_class`, else under None: one for each group.
+        moments (`dict[int | None, list[SecondMoment]]`): By label where `per_class`, else under None: one for each
+            group.
         sample ([`FeatureSample`]): Features and predictions of a bounded sample.
         labels (`set[int]`): The labels seen.
         num_images (`int`): N.
-        head_weights (`torch.Tensor`, *optional*): From [`head_weights`]; None if the head cannot be run on features alone.
+        head_weights (`torch.Tensor`, *optional*): From [`head_weights`]; None if the head cannot be run on features
+            alone.
     """
 
     groups: list[SiteGroup]
@@ -77,36 +80,40 @@ def erase(
     r"""
     Make an image classifier forget the images of `forget_set`, without training.
 
-    One pass in eval mode collects the second moment of the forget features, \(M = \sum_i z_i z_i^\top = U \Lambda U^\top\),
-    and the projection \(P = I - U_k U_k^\top\) of its k leading directions is put in front of the head:
+    One pass in eval mode collects the second moment of the forget features,
+    \(M = \sum_i z_i z_i^\top = U \Lambda U^\top\), and the projection \(P = I - U_k U_k^\top\) of its k leading
+    directions is put in front of the head:
     \(f'(x) = g(P h(x))\) (Eq. 1 and 2 of [ESC](https://huggingface.co/papers/2504.02199)).
 
-    Erasing an [`ESCModel`] again composes: \(P_2 P_1\). The order of requests matters, and two requests in turn are not
-    one request with both sets.
+    Erasing an [`ESCModel`] again composes: \(P_2 P_1\). The order of requests matters, and two requests in turn are
+    not one request with both sets.
 
     A linear projection hides the class from the head and from under-trained probes. A probe trained to convergence can
     still read it, and whoever holds the file can take the projection off.
 
     Args:
         model (`PreTrainedModel`): Any image classifier of transformers, or an [`ESCModel`]. It is not touched.
-        forget_set: The images to forget: a `datasets.Dataset` or `IterableDataset` with an image column, or an iterable
-            of ready batches, dicts of tensors as the model takes them, `labels` (the model's class indices) optional.
-        p (`float`, defaults to 1.5): Percentage of the d feature directions to project out, \(k = \lfloor pd/100 \rfloor\).
+        forget_set: The images to forget: a `datasets.Dataset` or `IterableDataset` with an image column, or an
+            iterable of ready batches, dicts of tensors as the model takes them, `labels` (the model's class indices)
+            optional.
+        p (`float`, defaults to 1.5): Percentage of the d feature directions to project out,
+            \(k = \lfloor pd/100 \rfloor\).
         rank (`int` or `"auto"`, *optional*): k outright; overrides `p`. `"auto"` takes the smallest k that changes the
             head's prediction for at least 90 % of the forget images.
-        per_class (`bool`, defaults to `False`): Take k directions for each forgotten label, one label after the other in
-            ascending order, and not k of all together. Needs labels.
-        processor (*optional*): Image processor; that of `model.config._name_or_path` by default. Saved with the result.
+        per_class (`bool`, defaults to `False`): Take k directions for each forgotten label, one label after the other
+            in ascending order, and not k of all together. Needs labels.
+        processor (*optional*): Image processor; that of `model.config._name_or_path` by default. Saved with the
+            result.
         batch_size (`int`, defaults to 32): Images in a batch, where `forget_set` is a data set.
         num_workers (`int`, defaults to 0): Processes that read images, where `forget_set` is a data set.
-        image_column, label_column (`str`, *optional*): Columns of a data set, found where there is one candidate. Without
-            a label column, no labels are used. Labels with names are matched to the model's by name.
+        image_column, label_column (`str`, *optional*): Columns of a data set, found where there is one candidate.
+            Without a label column, no labels are used. Labels with names are matched to the model's by name.
         sites (`Sequence[SiteGroup]`, *optional*): Where the head reads features; found by tracing otherwise.
 
     Returns:
-        [`ESCModel`]: In eval mode, with weights of its own. `config.erasures[-1]["unchanged"]` is the share of a sample of
-        the forget images whose prediction the projection did not change; with labels, the share that was classified right
-        and still is.
+        [`ESCModel`]: In eval mode, with weights of its own. `config.erasures[-1]["unchanged"]` is the share of a
+        sample of the forget images whose prediction the projection did not change; with labels, the share that was
+        classified right and still is.
 
     Raises:
         ForgetSetError: If the forget set is empty or no forget set.
@@ -118,8 +125,8 @@ def erase(
         ModelError: If a data set came without an image processor for it.
 
     Warns:
-        IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do is
-            named.
+        IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do
+            is named.
     """
     _check_arguments(p, rank)
     erased = _copy(model) if isinstance(model, ESCModel) else None
@@ -226,7 +233,7 @@ class _Search:
         self.model = model
         self.statistics = statistics
         self.old = [projection.basis for projection in model.projections]
-        # Without `per_class` the basis of each rank is the beginning of the next one's: one eigendecomposition for all.
+        # Without `per_class` each rank's basis is the beginning of the next one's: one eigendecomposition for all.
         self.directions = None
         if None in statistics.moments:
             self.directions = [
@@ -241,8 +248,10 @@ class _Search:
             smallest = self.smallest_rank() if self.statistics.head_weights is not None else None
             if smallest is None:
                 raise RankError(
-                    f"No rank changes the head's prediction for {1 - MOST_UNCHANGED:.0%} of the forget images, or the head "
-                    "cannot be tried on features alone. Are the images to forget all of a few classes? Name a `rank` to "
+                    f"No rank changes the head's prediction for {1 - MOST_UNCHANGED:.0%} of the forget images, or "
+                    f"the head "
+                    "cannot be tried on features alone. Are the images to forget all of a few classes? Name a "
+                    "`rank` to "
                     "project out that many directions all the same."
                 )
             return [smallest] * len(dims)
@@ -297,7 +306,7 @@ class _Search:
         return None
 
 
-def _copy(model: PreTrainedModel) -> PreTrainedModel:
+def _copy(model: Model) -> Model:
     """A deep copy, also of a model that caches tensors with a graph, which refuse to be copied."""
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
 
@@ -358,7 +367,8 @@ def _label_mapping(feature, config) -> list[int]:
         return match_labels(feature.names, names, feature.num_classes, config.num_labels)
     if feature.dtype == "string":
         raise DataError(
-            "The label column holds text. Turn it into a ClassLabel with `class_encode_column`, so that its names can be "
+            "The label column holds text. Turn it into a ClassLabel with `class_encode_column`, so that its names "
+            "can be "
             "matched to the model's."
         )
     return list(range(config.num_labels))
@@ -393,7 +403,8 @@ def _warn(unchanged: float, ranks: Sequence[int], smallest: int | None) -> None:
         else "No rank brings that to 10 % or less: do the images share a class?"
     )
     warnings.warn(
-        f"The erasure is incomplete: with rank {ranks[0] if len(set(ranks)) == 1 else list(ranks)}, the head still gives "
+        f"The erasure is incomplete: with rank {ranks[0] if len(set(ranks)) == 1 else list(ranks)}, the head still "
+        f"gives "
         f"{unchanged:.1%} of the forget images the prediction that it gave before. {advice}",
         IncompleteErasureWarning,
         stacklevel=3,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 
 from .errors import ForgetSetError, SiteError
 from .outputs import logits_of, pooled
@@ -33,7 +34,7 @@ class FeatureBatch:
 
 @torch.no_grad()
 def stream_features(
-    model: nn.Module, groups: Sequence[SiteGroup], batches: Iterable[Mapping[str, Tensor]]
+    model: PreTrainedModel, groups: Sequence[SiteGroup], batches: Iterable[Mapping[str, Tensor]]
 ) -> Iterator[FeatureBatch]:
     """
     Run batches through `model` in eval mode and yield what its heads read.
@@ -41,7 +42,7 @@ def stream_features(
     The caller sets eval mode. The features are those that reach the sites, after every hook that is there already.
 
     Args:
-        model (`nn.Module`): An image classifier.
+        model (`PreTrainedModel`): An image classifier.
         groups (`Sequence[SiteGroup]`): From [`find_sites`].
         batches (`Iterable[Mapping[str, torch.Tensor]]`): What the model takes; `labels` are held back from it.
 
@@ -100,7 +101,7 @@ class FeatureSample:
     def update(self, batch: FeatureBatch) -> None:
         """See a batch."""
         count = len(batch.logits)
-        # Row i of the stream goes to slot i while there is room, and then to slot j, uniform in [0, i], if that is one.
+        # Row i of the stream goes to slot i while there is room, then to slot j, uniform in [0, i], if that is one.
         rows = torch.arange(self.n, self.n + count)
         drawn = (torch.rand(count, generator=self.generator, dtype=torch.float64) * (rows + 1)).long()
         slots = torch.where(rows < self.size, rows, drawn)
@@ -147,7 +148,8 @@ def _put(store: Tensor, size: int, slots: Tensor, values: Tensor) -> Tensor:
 @torch.no_grad()
 def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequence[Tensor]) -> Tensor:
     """
-    What each site makes of features `(n, d_g)`, one tensor for each group, without the backbone: `(S, n, C)` for S sites.
+    What each site makes of features `(n, d_g)`, one tensor for each group, without the backbone: `(S, n, C)` for S
+    sites.
 
     Hooks on the sites do not run.
     """
@@ -165,9 +167,11 @@ def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequen
 
 def head_weights(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBatch) -> Tensor | None:
     r"""
-    The weights \(a_s\) with which the logits are made of the sites' outputs, \(\sum_s a_s g_s(z)\), or None if they are not.
+    The weights \(a_s\) with which the logits are made of the sites' outputs, \(\sum_s a_s g_s(z)\), or None if they
+    are not.
 
-    One site has the weight 1, two heads whose logits are averaged 1/2 each. They let the head be tried on features alone.
+    One site has the weight 1, two heads whose logits are averaged 1/2 each. They let the head be tried on features
+    alone.
     """
     outputs = site_outputs(model, groups, batch.features).double()
     if outputs.shape[1:] != batch.logits.shape:

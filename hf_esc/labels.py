@@ -15,7 +15,7 @@ _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)
 
 
 def model_label_names(config) -> list[str] | None:
-    """The names in a model's `id2label` in the order of its logits, or None where it has only `LABEL_0`, `LABEL_1`, …"""
+    """The names in a model's `id2label` in the order of its logits; None where it has only `LABEL_0`, `LABEL_1`, …"""
     id2label: Mapping[int, str] | None = config.id2label
     if not id2label:
         return None
@@ -47,7 +47,8 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
         if num_data != num_model:
             raise LabelError(
                 f"The data set has {num_data} classes ({_listed(data_names)}) and the model {num_model} "
-                f"({_listed(model_names)}). One of them has no label names, so they can be matched by number only, and "
+                f"({_listed(model_names)}). One of them has no label names, so they can be matched by number only, "
+                f"and "
                 "that needs equal counts. Give the data set a ClassLabel column or the model an `id2label`."
             )
         return list(range(num_data))
@@ -61,7 +62,8 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
     except LabelError as error:
         raise LabelError(
             f"The data set's labels are not the model's: {error} Data set: {_listed(data_names)}. Model: "
-            f"{_listed(model_names)}. Rename one side (`id2label` of the model or the ClassLabel names of the data set)."
+            f"{_listed(model_names)}. Rename one side (`id2label` of the model or the ClassLabel names of the data "
+            f"set)."
         ) from None
 
 

@@ -17,7 +17,8 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
     Load an image classifier in eval mode.
 
     Args:
-        name (`str`): A folder, an id on the Hub, or `embedded` (`embedded/vit`, `embedded/all-cnn`, `embedded/resnet`).
+        name (`str`): A folder, an id on the Hub, or `embedded` (`embedded/vit`, `embedded/all-cnn`,
+            `embedded/resnet`).
         device (*optional*): Where to put it; an accelerator where there is one by default.
         kwargs: Passed on to `AutoModelForImageClassification.from_pretrained`.
 
@@ -39,7 +40,8 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
         ) from error
     if info["missing_keys"]:
         raise ModelError(
-            f"{name!r} has no weights for {', '.join(sorted(info['missing_keys'])[:4])} of a {type(model).__name__}. It is "
+            f"{name!r} has no weights for {', '.join(sorted(info['missing_keys'])[:4])} of a "
+            f"{type(model).__name__}. It is "
             "no trained image classifier: fine-tune it first, or name one that has its head."
         )
     return model.to(device if device is not None else default_device()).eval()
@@ -61,7 +63,8 @@ def load_processor(model: PreTrainedModel) -> Any:
         return AutoImageProcessor.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
-            f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass `processor=`."
+            f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass "
+            f"`processor=`."
         ) from error
 
 

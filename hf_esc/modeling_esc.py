@@ -34,7 +34,8 @@ class ESCOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Where labels were given.
         logits (`torch.FloatTensor` of shape `(B, C)`): Class scores from the projected features.
-        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features, those of several heads side by side.
+        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features, those of several heads side by
+            side.
         hidden_states (`tuple`, *optional*): The base model's. They bypass the projection and know the erased class.
         attentions (`tuple`, *optional*): The base model's, likewise.
     """
@@ -52,13 +53,13 @@ class ESCModel(PreTrainedModel):
     \(f'(x) = g(P h(x))\), \(P = I - U U^\top\) (Eq. 2 of [ESC](https://huggingface.co/papers/2504.02199)).
 
     The backbone is the original's, bit for bit: whoever holds the file can take the projection off, with
-    [`ESCModel.disable_projection`] for one. Make one with [`hf_esc.erase`]; load one with `from_pretrained` of this class
-    or of `AutoModelForImageClassification`.
+    [`ESCModel.disable_projection`] for one. Make one with [`hf_esc.erase`]; load one with `from_pretrained` of this
+    class or of `AutoModelForImageClassification`.
 
     Args:
         config ([`ESCConfig`]): Its configuration.
-        model (`PreTrainedModel`, *optional*): The classifier to wrap, which is taken over, not copied. Without it, one is
-            built from `config.base_config`.
+        model (`PreTrainedModel`, *optional*): The classifier to wrap, which is taken over, not copied. Without it, one
+            is built from `config.base_config`.
 
     Raises:
         CheckpointError: If `config.sites` does not fit the classifier.
@@ -74,6 +75,7 @@ class ESCModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    projections: Sequence[Projection]
 
     def __init__(self, config: ESCConfig, model: PreTrainedModel | None = None):
         super().__init__(config)
@@ -82,7 +84,7 @@ class ESCModel(PreTrainedModel):
         self._no_split_modules = self.model._no_split_modules
         self.loss_type = "ForImageClassification"  # transformers guesses from the class name otherwise
         self.image_processor: Any = None
-        self.projections = nn.ModuleList(
+        self.projections = nn.ModuleList(  # type: ignore[assignment]
             Projection(site["dim"], rank, site["axis"]) for site, rank in zip(config.sites, config.ranks, strict=True)
         )
         for site, projection in zip(config.sites, self.projections, strict=True):
@@ -142,7 +144,7 @@ class ESCModel(PreTrainedModel):
         for projection in self.projections:
             projection.seen.features = None
         output = self.model(**inputs)
-        captured = [projection.seen.features for projection in self.projections]
+        captured: list[Any] = [projection.seen.features for projection in self.projections]
         for projection in self.projections:
             projection.seen.features = None
         logits = logits_of(output, self.config.num_labels)
@@ -205,24 +207,29 @@ class ESCModel(PreTrainedModel):
         Load an erased model; takes what `PreTrainedModel.from_pretrained` takes.
 
         Raises:
-            CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not a projection. Such a
-                model would look erased and not be.
+            CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not a projection. Such
+                a model would look erased and not be.
         """
         # Told to go on, transformers says which shapes differ; otherwise it raises without naming them.
         strict = not kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
+        model: ESCModel
+        info: dict[str, Any]
+        model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
         for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
             keys = [key[0] if isinstance(key, tuple) else key for key in info[problem]]
             if bad := sorted(key for key in keys if key.startswith("projections.")):
                 raise CheckpointError(
-                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {bad}. The projection does not fit the "
-                    "configuration, and without it nothing is erased. Fetch the checkpoint anew, or erase the original again."
+                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {bad}. The projection does not "
+                    f"fit the "
+                    "configuration, and without it nothing is erased. Fetch the checkpoint anew, or erase the "
+                    "original again."
                 )
         if strict and info["mismatched_keys"]:
             raise CheckpointError(
-                f"{pretrained_model_name_or_path} does not fit its configuration: other shapes of {info['mismatched_keys']}."
+                f"{pretrained_model_name_or_path} does not fit its configuration: other shapes of "
+                f"{info['mismatched_keys']}."
             )
         model.check_projections()
         return (model, info) if output_loading_info else model
@@ -265,11 +272,11 @@ class ESCModel(PreTrainedModel):
 class ESCFeatureModel(ESCModel):
     """An [`ESCModel`] that returns its projected features alone: what `AutoModel` loads from the same checkpoint."""
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, pixel_values: Tensor | None = None, return_dict: bool | None = None, **kwargs
     ) -> ESCOutput | tuple:
         """Returns an [`ESCOutput`] with `pooler_output` `(B, d)`, and hidden states and attentions where asked for."""
-        result = super().forward(pixel_values, **kwargs)
+        result: Any = super().forward(pixel_values, **kwargs)
         result = ESCOutput(
             pooler_output=result.pooler_output, hidden_states=result.hidden_states, attentions=result.attentions
         )
@@ -294,13 +301,14 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
         config.architecture = base_config.architecture
     esc = ESCModel(config, model=model)
     first = next(model.parameters())
-    esc.projections.to(first.device)
+    for projection in esc.projections:
+        projection.to(first.device)
     config.dtype = first.dtype
     return esc.train(model.training)
 
 
 def _build_base(config: PretrainedConfig) -> PreTrainedModel:
-    # Several classes can share a configuration (deit, levit, perceiver): the architecture's name tells which one it is.
+    # Several classes can share a configuration (deit, levit, perceiver): the architecture's name tells which it is.
     for name in config.architectures or []:
         model_class = getattr(transformers, name, None)
         if model_class is not None:
@@ -309,7 +317,7 @@ def _build_base(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def _copy_code(folder: Path, base: PreTrainedModel) -> None:
-    """Put this file and what it imports beside the weights, and the base's own code where it is not in transformers."""
+    """Put this file and what it imports beside the weights, and the base's own code where transformers has none."""
     here = Path(__file__)
     for file in {str(here), *get_relative_import_files(here)}:
         shutil.copyfile(file, folder / Path(file).name)

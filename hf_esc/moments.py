@@ -18,8 +18,8 @@ class SecondMoment:
     r"""
     The uncentred second moment \(M = \sum_i z_i z_i^\top\) of features \(z_i \in R^d\), in \(O(d^2)\) memory.
 
-    The sum is exact in any order of batches up to float64 rounding, and `M` is all that the left singular vectors of the
-    stacked features depend on: \(Z Z^\top = U \Sigma^2 U^\top\) (Eq. 1 of
+    The sum is exact in any order of batches up to float64 rounding, and `M` is all that the left singular vectors of
+    the stacked features depend on: \(Z Z^\top = U \Sigma^2 U^\top\) (Eq. 1 of
     [ESC](https://huggingface.co/papers/2504.02199)). It accumulates in float64: in float32, a large mean and near-tied
     eigenvalues put the leading subspace far off.
 
@@ -65,7 +65,8 @@ class SecondMoment:
         if bad.any():
             first = int(bad.nonzero()[0])
             raise NonFiniteError(
-                f"{int(bad.sum())} of the {len(features)} features in this batch are not finite; the first is row {first}, "
+                f"{int(bad.sum())} of the {len(features)} features in this batch are not finite; the first is row "
+                f"{first}, "
                 f"feature {self.n + first} of the stream. Look for NaN in the images or an overflow in half precision."
             )
         features = features.to(self.matrix.device, torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import SiteError
 
 
-def logits_of(output: Any, num_labels: int) -> Tensor:
+def logits_of(output: Any, num_labels: int | None) -> Tensor:
     """
     The logits `(B, C)` in what a classifier returns, by that name or, where it gives no name, by their width.
 

@@ -88,7 +88,8 @@ class Projection(nn.Module):
         error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max().item()
         if error > TOLERANCE:
             raise CheckpointError(
-                f"{name} does not have orthonormal columns: U^T U is off the identity by {error:.2g}, and {TOLERANCE} is "
+                f"{name} does not have orthonormal columns: U^T U is off the identity by {error:.2g}, and "
+                f"{TOLERANCE} is "
                 f"allowed. {_DAMAGED}"
             )
 

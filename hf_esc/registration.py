@@ -1,8 +1,8 @@
 """
 Tell the Auto classes of transformers about ESC and the All-CNN.
 
-`import transformers.models.auto` takes seconds, so `import hf_esc` does not do it. Where it has happened, registration is
-at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half a second.
+`import transformers.models.auto` takes seconds, so `import hf_esc` does not do it. Where it has happened, registration
+is at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half a second.
 """
 
 import importlib

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_utils import PreTrainedModel
 
 from .errors import NonFiniteError, SiteError
 from .outputs import logits_of
@@ -44,16 +45,16 @@ class SiteGroup:
         return asdict(self) | {"modules": list(self.modules)}
 
 
-def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup]:
+def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[SiteGroup]:
     """
     Find where `model` reads the features that its logits are made of.
 
-    One forward pass marks the output of every innermost module that owns a weight matrix, and a walk back from the logits
-    stops at the first marks. What is found is then tried: features of zero must give the same logits for any image, and
-    features left as they are the same logits as ever.
+    One forward pass marks the output of every innermost module that owns a weight matrix, and a walk back from the
+    logits stops at the first marks. What is found is then tried: features of zero must give the same logits for any
+    image, and features left as they are the same logits as ever.
 
     Args:
-        model (`nn.Module`): An image classifier with `config.num_labels`. It comes back as it was.
+        model (`PreTrainedModel`): An image classifier. It comes back as it was.
         inputs (`Mapping[str, torch.Tensor]`): One batch, of which the first image is used.
 
     Returns:
@@ -91,7 +92,8 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup
                 raise SiteError(f"{name} runs its head {members[0]!r} several times in a forward pass.")
             if output.shape[axis] != num_labels:
                 raise SiteError(
-                    f"{name}'s logits come from {members[0]!r} with {output.shape[axis]} outputs, and it has {num_labels} "
+                    f"{name}'s logits come from {members[0]!r} with {output.shape[axis]} outputs, and it has "
+                    f"{num_labels} "
                     "labels: it is no classification head."
                 )
             found.append(SiteGroup(tuple(members), features.shape[axis], axis))
@@ -100,7 +102,7 @@ def find_sites(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[SiteGroup
     return [replace(group, position=position) for group, position in zip(found, positions, strict=True)]
 
 
-def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int):
+def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int | None):
     """One forward pass: the logits with their graph, and the (first input, output) of each call of a marked module."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
     anchor = torch.ones((), requires_grad=True)
@@ -191,7 +193,7 @@ def _same_tensor(tensor: Tensor) -> tuple:
 
 
 @torch.no_grad()
-def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tensor, num_labels: int) -> None:
+def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tensor, num_labels: int | None) -> None:
     name = type(model).__name__
     other = {key: torch.roll(value, 1, dims=-1) if value.ndim > 1 else value for key, value in inputs.items()}
 
@@ -201,7 +203,8 @@ def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tens
 
     if not torch.isfinite(logits).all():
         raise NonFiniteError(
-            f"{name} gives logits that are not finite for the first image, in batch 0. Look for NaN in its weights or in the "
+            f"{name} gives logits that are not finite for the first image, in batch 0. Look for NaN in its weights "
+            f"or in the "
             "image, or an overflow in half precision."
         )
     blank, other_blank = run(inputs, torch.zeros_like), run(other, torch.zeros_like)

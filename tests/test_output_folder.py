@@ -31,7 +31,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
 def test_what_cannot_be_made_is_said_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "model", tmp_path / "file" / "a" / "model"):
-        with pytest.raises(OutputError, match="cannot be made: .*file is no folder"):
+        with pytest.raises(OutputError, match=r"cannot be made: .*file is no folder"):
             check_output(folder, overwrite=True)
     check_output(tmp_path / "a" / "b" / "model", overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

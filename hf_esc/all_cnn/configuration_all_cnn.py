@@ -13,8 +13,8 @@ class AllCNNConfig(PretrainedConfig):
 
     Args:
         num_channels (`int`, defaults to 3): Channels of the input images.
-        hidden_sizes (`Sequence[int]` of length 2, defaults to `(48, 96)`): Width of the first three convolutions, and of
-            the five that follow. The second is the number of feature dimensions that the head reads.
+        hidden_sizes (`Sequence[int]` of length 2, defaults to `(48, 96)`): Width of the first three convolutions, and
+            of the five that follow. The second is the number of feature dimensions that the head reads.
         dropout (`float`, defaults to 0.0): Dropout in front of each of the two convolutions of stride 2.
         initializer_range (`float`, defaults to 0.02): Standard deviation of the head's weight at the start.
     """

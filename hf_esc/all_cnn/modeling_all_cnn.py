@@ -49,7 +49,7 @@ class AllCNNForImageClassification(PreTrainedModel):
             AllCNNLayer(w2, w2, 3),
             AllCNNLayer(w2, w2, 1),
         )
-        self.classifier = nn.Linear(w2, config.num_labels)
+        self.classifier = nn.Linear(w2, config.num_labels)  # type: ignore[arg-type]
         self.loss_type = "ForImageClassification"
         self.post_init()
 

@@ -30,7 +30,10 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
 
 def main() -> None:
-    """Run the command line. Exit code 0: done; 2: the input is at fault, and the message says what to do; 130: Ctrl-C."""
+    """
+    Run the command line. Exit code 0: done; 2: the input is at fault, and the message says what to do; 130:
+    Ctrl-C.
+    """
     try:
         app()
     except HfEscError as error:

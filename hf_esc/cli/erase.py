@@ -27,8 +27,8 @@ def erase(
         str | None,
         typer.Option(
             metavar="K|auto",
-            help="How many directions to project out; overrides --p. `auto`: the fewest that change the head's prediction "
-            "for 90 % of the forget images.",
+            help="How many directions to project out; overrides --p. `auto`: the fewest that change the head's "
+            "prediction for 90 % of the forget images.",
         ),
     ] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Take that many directions for each class.")] = False,
@@ -132,7 +132,8 @@ def erase(
     dims = " + ".join(str(site["dim"]) for site in reloaded.config.sites)
     each = " for each class" if record["per_class"] and len(labels) > 1 else ""
     typer.echo(
-        f"Erased {', '.join(map(str, record['labels']))} from {model}: {record['num_images']} images, rank {record['rank']}"
+        f"Erased {', '.join(map(str, record['labels']))} from {model}: {record['num_images']} images, rank "
+        f"{record['rank']}"
         f"{each} of {dims} feature directions."
     )
     if before and after:

@@ -1,7 +1,7 @@
 """`hf-esc evaluate`: accuracies on forget and retain images, with the original beside an erased model."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,7 +42,7 @@ def evaluate(
     from ..loading import load_classifier, load_processor
     from ..modeling_esc import ESCModel
 
-    classifier = load_classifier(
+    classifier: Any = load_classifier(
         model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
     )
     data = load_images(dataset, image_column=image_column, label_column=label_column)

@@ -16,7 +16,7 @@ Dataset = Annotated[
     str,
     typer.Option(
         metavar="DATA",
-        help="An id on the Hub, a folder of parquet files, a folder with one folder of images per class, or `embedded`.",
+        help="An id on the Hub, a folder of parquet files or with one folder of images per class, or `embedded`.",
         show_default=False,
     ),
 ]

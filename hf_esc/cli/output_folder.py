@@ -34,7 +34,8 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
 @contextmanager
 def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """
-    A hidden folder beside `folder` to write into, which takes the place of `folder` when the context ends without error.
+    A hidden folder beside `folder` to write into, which takes the place of `folder` when the context ends without
+    error.
 
     Raises:
         OutputError: As [`check_output`].

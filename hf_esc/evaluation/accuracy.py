@@ -133,10 +133,11 @@ def _count(classifiers, batches, forget, leave_out, mapping: Tensor) -> dict[str
             hit = classifier(batch).argmax(dim=1).cpu() == mapping[labels]
             for index, group in enumerate(groups):
                 right[name][index] += int((hit & group).sum())
-    return {
-        name: tuple(100 * r / n if n else None for r, n in zip(hits, seen, strict=True))
-        for name, hits in right.items()
-    }
+    return {name: (_percent(hits[0], seen[0]), _percent(hits[1], seen[1])) for name, hits in right.items()}
+
+
+def _percent(hits: int, images: int) -> float | None:
+    return 100 * hits / images if images else None
 
 
 def _hm(forget: float | None, retain: float | None) -> float | None:

@@ -24,8 +24,8 @@ def prediction_figure(
     Args:
         images (`Sequence[PIL.Image.Image]`): The pictures.
         titles (`Sequence[str]`): One title for each, such as its true class.
-        predictions (`Mapping[str, Sequence[Mapping[str, float]]]`): By the models' names, for each picture the probability
-            of each class.
+        predictions (`Mapping[str, Sequence[Mapping[str, float]]]`): By the models' names, for each picture the
+            probability of each class.
         top (`int`, defaults to 3): Classes to show for each model.
 
     Returns:
@@ -39,7 +39,8 @@ def prediction_figure(
     if any(len(images) != len(others) for others in (titles, *predictions.values())):
         raise ValueError("There should be one title and one prediction of each model for each picture.")
     figure = Figure(figsize=(2 + 3.2 * len(predictions), 0.5 + 1.5 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), 1 + len(predictions), squeeze=False, width_ratios=[1, *[1.6] * len(predictions)])
+    widths = [1] + [1.6] * len(predictions)
+    axes = figure.subplots(len(images), len(widths), squeeze=False, width_ratios=widths)
     for row, (image, title) in enumerate(zip(images, titles, strict=True)):
         picture = axes[row][0]
         picture.imshow(image, cmap="gray" if image.mode == "L" else None)
