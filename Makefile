@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all lint types docs bench wheel clean
+.PHONY: demo test test-all lint types docs bench report wheel clean
 
 $(INSTALLED): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -36,8 +36,13 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev  ## The documentation, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(INSTALLED)  ## The speed and memory bars, into benchmarks/results/
+bench: $(INSTALLED)  ## The bars of speed and memory and what ESC does to the embedded models, into benchmarks/results/
 	$(BIN)/python benchmarks/performance.py
+	$(BIN)/python benchmarks/embedded.py
+	$(BIN)/python benchmarks/several_classes.py
+
+report: $(INSTALLED)  ## The tables in README and docs, from benchmarks/results/
+	$(BIN)/python benchmarks/report.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel

@@ -130,6 +130,19 @@ def test_where_hf_esc_is_not_installed(checkpoint, tmp_path):
     torch.testing.assert_close(torch.tensor([answer["features"]]), output.pooler_output, atol=1e-4, rtol=1e-4)
 
 
+def test_the_code_of_the_all_cnn_travels_with_its_checkpoints(tmp_path):
+    load_classifier("embedded/all-cnn", device="cpu").save_pretrained(tmp_path / "model")
+    script = WITHOUT_HF_ESC.split("from PIL")[0] + (
+        "from transformers import AutoModelForImageClassification\n"
+        "model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "print(type(model).__module__, model.classifier.weight.shape)"
+    )
+    run = run_without_hf_esc(script, tmp_path / "model", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.startswith("transformers_modules.model.")
+    assert "torch.Size([10, 96])" in run.stdout
+
+
 def damage(folder, target, basis=None, config=None):
     """A copy of a checkpoint with its basis (None: dropped) or its configuration changed."""
     target.mkdir()

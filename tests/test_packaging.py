@@ -1,0 +1,115 @@
+"""The wheel works outside of the checkout, metric and embedded default included; and the docs say what results say."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder with the built wheel unpacked, as pip installs it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    # The checkout as git has it: build leaves nothing in the tree, and files that git ignores do not get in.
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    files = [name for name in tracked.stdout.split("\0") if name] or [
+        str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()
+    ]
+    for name in files:
+        if (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        folder,
+    ]
+    run = subprocess.run([*command, source], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    [wheel] = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def run_outside(site, code, cwd):
+    """Python in an empty folder, where hf_esc comes from the wheel alone."""
+    environment = os.environ | {"PYTHONPATH": str(site), "PYTHONSAFEPATH": ""}
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    return run.stdout
+
+
+def test_the_wheel_holds_what_it_should_and_no_more(site):
+    names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+    for name in (
+        "hf_esc/py.typed",
+        "hf_esc/embedded/fashion_mnist/train.parquet",
+        "hf_esc/embedded/LICENSE",
+        "hf_esc/embedded/vit/model.safetensors",
+        "hf_esc/embedded/all-cnn/training.json",
+        "hf_esc/embedded/resnet/preprocessor_config.json",
+        "hf_esc/metrics/hm_score/hm_score.py",
+        "hf_esc/metrics/hm_score/README.md",
+    ):
+        assert name in names
+    assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"hf_esc"}
+    size = sum((site / name).stat().st_size for name in names if "fashion_mnist" in name)
+    assert size <= 5e6
+    for model, limit in (("vit", 2.5e6), ("all-cnn", 1.5e6), ("resnet", 1.5e6)):
+        assert (site / f"hf_esc/embedded/{model}/model.safetensors").stat().st_size <= limit
+
+
+def test_the_wheel_erases_in_an_empty_folder(site, tmp_path):
+    code = """
+import sys
+import hf_esc
+from hf_esc.cli import main
+assert "site/hf_esc" in hf_esc.__file__, hf_esc.__file__
+sys.argv = ["hf-esc", "erase", "embedded/resnet", "--dataset", "embedded", "--forget", "Trouser", "--output", "out",
+            "--no-evaluate", "--json"]
+main()
+"""
+    answer = json.loads(run_outside(site, code, tmp_path))
+    assert (answer["rank"], answer["features"], answer["num_forget"]) == (1, 128, 700)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_metric_in_the_wheel_loads(site, tmp_path):
+    code = """
+import evaluate, pathlib, hf_esc
+metric = evaluate.load(str(pathlib.Path(hf_esc.__file__).parent / "metrics" / "hm_score"))
+print(metric.compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_labels=[0]))
+"""
+    assert run_outside(site, code, tmp_path).strip() == "{'forget': 50.0, 'retain': 50.0, 'hm': 50.0}"
+
+
+def test_the_embedded_models_are_as_good_as_their_logs_say():
+    for model, least in (("vit", 82), ("all-cnn", 86), ("resnet", 86)):
+        log = json.loads((ROOT / f"hf_esc/embedded/{model}/training.json").read_text())
+        assert log["accuracy"]["embedded_test"] >= least
+        assert log["train_images"] == 20_000
+        assert log["seconds"] <= 40 * 60
+
+
+def test_tables_in_the_docs_are_those_of_the_results():
+    run = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "report.py", "--check"], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
