@@ -3,6 +3,7 @@
 # Shapes: d feature dimensions, k directions.
 
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ def rank_from_percentage(p: float | str | Decimal, dim: int) -> int:
     r"""
     The number of directions that `p` percent of `dim` feature dimensions are, \(k = \lfloor p \cdot d / 100 \rfloor\).
 
-    In decimal arithmetic, where binary floating point loses one now and then (0.29 % of 10,000 would be 28).
+    In decimal arithmetic: binary floating point loses one now and then (0.57 % of 10,000 would be 56).
 
     Args:
         p (`float`, `str` or `Decimal`): Percentage of the directions to project out, above 0 and below 100.
@@ -53,13 +54,14 @@ def smallest_percentage(dim: int) -> Decimal:
     return (Decimal(100) / dim).quantize(Decimal("0.01"), ROUND_CEILING)
 
 
-def check_rank(rank: int, dim: int | None = None) -> int:
+def check_rank(rank: int | Integral, dim: int | None = None) -> int:
     """
     `rank` where it is an integer with `1 <= rank < dim` (`dim` where that is known), and a [`RankError`]
     otherwise.
     """
-    if isinstance(rank, bool) or not isinstance(rank, int):
+    if isinstance(rank, bool) or not isinstance(rank, Integral):
         raise RankError(f"`rank` is a whole number or 'auto', not {rank!r}.")
+    rank = int(rank)
     if dim is None:
         if rank < 1:
             raise RankError(f"`rank={rank}` erases nothing. Use 1 or more, or 'auto'.")

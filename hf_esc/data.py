@@ -115,35 +115,60 @@ def load_images(
     train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
     if train_name not in splits:
         raise DataError(f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}.")
-    test_name = next((split for split in TEST_SPLITS if split in splits and split != train_name), None)
-    train, test = splits[train_name], splits[test_name] if test_name else None
+    train, test = splits[train_name], None
     if len(train) == 0:
         raise DataError(f"The `{train_name}` split of the data set {name!r} is empty.")
-
     image_column = find_image_column(train.features, image_column)
     label_column = find_label_column(train.features, label_column)
-    feature = train.features[label_column]
-    names: list[str] | None
-    if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-        num_labels = len(names)
-    elif feature.dtype == "string":
-        names = sorted(set(train[label_column]))
-        num_labels = len(names)
-        encoded = ClassLabel(names=names)
-        try:
-            train = train.cast_column(label_column, encoded)
-            test = test.cast_column(label_column, encoded) if test is not None else None
-        except ValueError as error:
+    train, names = _with_class_indices(name, train, label_column)
+    for split in TEST_SPLITS:
+        if split not in splits or split == train_name or not len(splits[split]):
+            continue
+        if missing := {image_column, label_column} - set(splits[split].features):
             raise DataError(
-                f"The test split of {name!r} has labels that the training split has not: {error}"
-            ) from error
-    else:
-        names = None
-        num_labels = int(max(np.max(split[label_column]) for split in (train, test) if split is not None)) + 1
-    if names and all(name.isdigit() and int(name) == index for index, name in enumerate(names)):
-        names = None  # "0", "1", "2", … are numbers, not names
+                f"The `{split}` split of {name!r} has no column {sorted(missing)}, which its training split has."
+            )
+        candidate, test_names = _with_class_indices(name, splits[split], label_column, names)
+        if set(candidate[label_column]) == {-1}:
+            continue  # images whose labels are held back, as in a competition
+        if test_names != names:
+            raise DataError(
+                f"The `{split}` split of {name!r} names its classes {test_names}, and the training split {names}. "
+                "Cast both to one ClassLabel."
+            )
+        test = candidate
+        break
+    found = [np.asarray(split[label_column]) for split in (train, test) if split is not None]
+    num_labels = len(names) if names else int(max(labels.max() for labels in found)) + 1
+    if min(labels.min() for labels in found) < 0 or max(labels.max() for labels in found) >= num_labels:
+        raise DataError(
+            f"The column {label_column!r} of {name!r} has values outside of its {num_labels} classes, from 0."
+        )
+    if isinstance(feature := train.features[label_column], ClassLabel):
+        names = class_names(feature.names)
     return ImageData(name, train, test, image_column, label_column, names, num_labels)
+
+
+def _with_class_indices(
+    name: str, split: Dataset, column: str, names: list[str] | None = None
+) -> tuple[Dataset, list[str] | None]:
+    """A split whose label column holds class indices, and the classes' names where it has them."""
+    feature = split.features[column]
+    values = split[column]
+    if any(value is None for value in values):
+        raise DataError(f"The column {column!r} of {name!r} has images without a label.")
+    if isinstance(feature, ClassLabel):
+        return split, list(feature.names)
+    if feature.dtype not in ("string", "large_string"):
+        return split, None
+    if names is None:
+        numbers = all(value.isdigit() for value in set(values))
+        names = sorted(set(values), key=int if numbers else None)
+    if strange := set(values) - set(names):
+        raise DataError(
+            f"The test split of {name!r} has labels that the training split has not: {sorted(strange)[:5]}."
+        )
+    return split.cast_column(column, ClassLabel(names=names)), names
 
 
 def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
@@ -165,19 +190,31 @@ def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 
 
+def class_names(names: Sequence[str]) -> list[str] | None:
+    """The names of classes, or None where they are "0", "1", "2", …, which are numbers."""
+    return None if all(name == str(index) for index, name in enumerate(names)) else list(names)
+
+
 def find_image_column(features: Features, named: str | None = None) -> str:
     """The column with the images: `named`, else the one of type Image, else the one with a usual name."""
-    if named is not None:
-        return _named_column(features, named, "image_column")
-    typed = [column for column, feature in features.items() if isinstance(feature, Image)]
-    return _only_column(features, typed or [c for c in IMAGE_COLUMNS if c in features], "image")
+    if named is None:
+        typed = [column for column, feature in features.items() if isinstance(feature, Image)]
+        named = _only_column(features, typed or [c for c in IMAGE_COLUMNS if c in features], "image")
+    feature = features[_named_column(features, named, "image_column")]
+    files = isinstance(feature, Value) and feature.dtype in ("binary", "large_binary", "string", "large_string")
+    if not (isinstance(feature, Image) or files or (isinstance(feature, dict) and {"bytes", "path"} <= set(feature))):
+        raise DataError(
+            f"The column {named!r} holds {feature}, not images. For preprocessed tensors, pass batches of them "
+            "instead of a data set, or name the column with the images with `image_column`."
+        )
+    return named
 
 
 def find_label_column(features: Features, named: str | None = None) -> str:
     """The column with the labels: `named`, else the one of type ClassLabel, else the one with a usual name."""
     if named is not None:
         named = _named_column(features, named, "label_column")
-        if not isinstance(features[named], ClassLabel | Value):
+        if not _holds_labels(features[named]):
             raise DataError(f"The column {named!r} holds {features[named]}, not one label per image.")
         return named
     return _only_column(features, usual_label_columns(features), "label")
@@ -186,7 +223,12 @@ def find_label_column(features: Features, named: str | None = None) -> str:
 def usual_label_columns(features: Features) -> list[str]:
     """The columns that could hold the labels: those of type ClassLabel, else those with a usual name."""
     typed = [c for c, feature in features.items() if isinstance(feature, ClassLabel) and c != "coarse_label"]
-    return typed or [column for column in LABEL_COLUMNS if column in features]
+    return typed or [column for column in LABEL_COLUMNS if column in features and _holds_labels(features[column])]
+
+
+def _holds_labels(feature) -> bool:
+    kinds = ("int", "uint", "bool", "string", "large_string")
+    return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype.startswith(kinds))
 
 
 def _named_column(features: Features, named: str, option: str) -> str:
@@ -304,4 +346,7 @@ def ready_batches(batches: Iterable[Any]) -> Iterator[Batch]:
                 "`IterableDataset` with an image column, or an iterable of dicts of tensors such as "
                 "{'pixel_values': tensor}."
             )
-        yield dict(batch)
+        if not batch or set(batch) == {"labels"}:
+            raise ForgetSetError(f"Batch {number} of the forget set holds no images, only {sorted(batch)}.")
+        if all(len(value) for value in dict(batch).values()):  # an empty batch says nothing
+            yield dict(batch)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import datasets
 import torch
@@ -20,9 +20,35 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .basis import check_rank, join_basis, rank_from_percentage, remaining_directions
-from .data import Batch, find_image_column, find_label_column, image_batches, ready_batches, usual_label_columns
-from .errors import DataError, ForgetSetError, IncompleteErasureWarning, ModelError, NonFiniteError, RankError
-from .features import FeatureSample, head_weights, site_outputs, stream_features
+from .data import (
+    Batch,
+    class_names,
+    find_image_column,
+    find_label_column,
+    image_batches,
+    ready_batches,
+    usual_label_columns,
+)
+from .errors import (
+    DataError,
+    ForgetSetError,
+    HfEscError,
+    IncompleteErasureWarning,
+    LabelError,
+    ModelError,
+    NonFiniteError,
+    RankError,
+)
+from .features import (
+    MODEL_ERRORS,
+    FeatureBatch,
+    FeatureSample,
+    head_weights,
+    model_inputs,
+    refused_batch,
+    site_outputs,
+    stream_features,
+)
 from .labels import match_labels, model_label_names
 from .loading import load_processor
 from .modeling_esc import ESCModel, wrap
@@ -139,7 +165,7 @@ def erase(
         if first is None:
             raise ForgetSetError(_EMPTY)
         base = _copy(model)
-        groups = list(sites) if sites is not None else find_sites(base, _on(base, first))
+        groups = list(sites) if sites is not None else _sites_of(base, first)
         erased = wrap(base, [group.to_dict() for group in groups])
         batches = chain([first], batches)
     elif sites is not None:
@@ -147,7 +173,10 @@ def erase(
     erased.eval()
     erased.image_processor = image_processor
 
-    statistics = collect(erased, batches, per_class=per_class)
+    # The features are taken before any projection, which is then applied in float64: after it, what its rounding
+    # leaves of an erased class could pass for new directions.
+    with erased.disable_projection():
+        statistics = collect(erased, batches, per_class=per_class)
     search = _Search(erased, statistics)
     ranks = search.ranks(p, rank)
     bases = search.bases(ranks)
@@ -186,7 +215,7 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
     One pass over the forget set: second moments and a bounded sample of the features that reach the head.
 
     Args:
-        model ([`ESCModel`]): In eval mode. Its own projections, if any, come first.
+        model ([`ESCModel`]): In eval mode.
         batches (`Iterable[dict[str, torch.Tensor]]`): Batches, with `labels` where `per_class`.
         per_class (`bool`): One second moment for each label.
 
@@ -200,8 +229,7 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
     groups = [SiteGroup(**site | {"modules": tuple(site["modules"])}) for site in model.config.sites]
     statistics = ForgetStatistics(groups)
     for number, batch in enumerate(stream_features(model.model, groups, batches)):
-        if number == 0:
-            statistics.head_weights = head_weights(model.model, groups, batch)
+        _check_labels(batch, number, model.config.num_labels, labelled=bool(statistics.labels))
         if per_class and batch.labels is None:
             raise ForgetSetError(f"`per_class` needs labels, and batch {number} of the forget set has none.")
         parts: dict[int | None, Any] = {None: slice(None)}
@@ -219,6 +247,8 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
                     moment.update(z[rows])
                 except NonFiniteError as error:
                     raise NonFiniteError(f"Batch {number} of the forget set: {error}") from error
+        if number == 0:  # only now are the features known to be finite
+            statistics.head_weights = head_weights(model.model, groups, batch)
         statistics.sample.update(batch)
         statistics.num_images += len(batch.logits)
     if statistics.num_images == 0:
@@ -233,6 +263,7 @@ class _Search:
         self.model = model
         self.statistics = statistics
         self.old = [projection.basis for projection in model.projections]
+        self.before: Tensor | None = None
         # Without `per_class` each rank's basis is the beginning of the next one's: one eigendecomposition for all.
         self.directions = None
         if None in statistics.moments:
@@ -280,17 +311,23 @@ class _Search:
         weights = self.statistics.head_weights
         if weights is None:
             return None
-        sample = self.statistics.sample
+        if self.before is None:
+            erased_before = any(basis.shape[1] for basis in self.old)
+            self.before = self._predictions(self.old) if erased_before else self.statistics.sample.predictions
+        same = self._predictions(bases) == self.before
+        if (labels := self.statistics.sample.labels) is not None:
+            same &= self.before == labels
+        return same.double().mean().item()
+
+    def _predictions(self, bases: Sequence[Tensor]) -> Tensor:
+        """The head's class for each sampled image `(n,)`, with these bases projected out."""
         projected = []
-        for z, basis in zip(sample.features, bases, strict=True):
+        for z, basis in zip(self.statistics.sample.features, bases, strict=True):
             u = basis.to(z.device, torch.promote_types(z.dtype, torch.float32))
             projected.append((z.to(u) - (z.to(u) @ u) @ u.T).to(z.dtype))
         outputs = site_outputs(self.model.model, self.statistics.groups, projected)  # (S, n, C)
-        predictions = torch.einsum("s,snc->nc", weights.to(outputs), outputs).argmax(dim=1).cpu()
-        same = predictions == sample.predictions
-        if sample.labels is not None:
-            same &= sample.predictions == sample.labels
-        return same.double().mean().item()
+        weights = cast(Tensor, self.statistics.head_weights).to(outputs)
+        return torch.einsum("s,snc->nc", weights, outputs).argmax(dim=1).cpu()
 
     def smallest_rank(self) -> int | None:
         """The smallest rank that leaves no more than `MOST_UNCHANGED` of the predictions; None where there is none."""
@@ -336,7 +373,7 @@ def _batches(model, forget_set, processor, batch_size: int, num_workers: int, im
         if not len(forget_set):
             raise ForgetSetError(_EMPTY)
         total = -(-len(forget_set) // batch_size)
-    features = forget_set.features or forget_set._resolve_features().features
+    features = forget_set.features or _resolved_features(forget_set)
     image_column = find_image_column(features, image_column)
     try:
         label_column = find_label_column(features, label_column)
@@ -360,16 +397,26 @@ def _batches(model, forget_set, processor, batch_size: int, num_workers: int, im
     return (batch if mapping is None else _map_labels(batch, mapping) for batch in bar), processor
 
 
+def _resolved_features(stream: datasets.IterableDataset):
+    try:
+        return stream._resolve_features().features
+    except StopIteration:
+        raise ForgetSetError(_EMPTY) from None
+    except Exception as error:  # pyarrow's and datasets' own, of many types
+        raise DataError(
+            f"The columns of the forget set are not known ({error}). Give `features=` to its `map`."
+        ) from error
+
+
 def _label_mapping(feature, config) -> list[int]:
     """For each class index of the data set, the model's."""
     names = model_label_names(config)
     if isinstance(feature, datasets.ClassLabel):
-        return match_labels(feature.names, names, feature.num_classes, config.num_labels)
-    if feature.dtype == "string":
+        return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels)
+    if not feature.dtype.startswith(("int", "uint", "bool")):
         raise DataError(
-            "The label column holds text. Turn it into a ClassLabel with `class_encode_column`, so that its names "
-            "can be "
-            "matched to the model's."
+            f"The label column holds text or fractions ({feature.dtype}). Turn it into a ClassLabel with "
+            "`class_encode_column`, so that its names can be matched to the model's."
         )
     return list(range(config.num_labels))
 
@@ -391,9 +438,35 @@ def _processor_at_hand(model: PreTrainedModel):
         return None
 
 
-def _on(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    device = next(model.parameters()).device
-    return {name: value.to(device) for name, value in batch.items()}
+def _sites_of(model: PreTrainedModel, batch: Batch) -> list[SiteGroup]:
+    inputs = model_inputs(model, batch)
+    try:
+        return find_sites(model, inputs)
+    except HfEscError:
+        raise
+    except MODEL_ERRORS as error:
+        raise refused_batch(model, 0, inputs, error) from error
+
+
+def _check_labels(batch: FeatureBatch, number: int, num_labels: int | None, *, labelled: bool) -> None:
+    """Labels are whole numbers `(B,)` of the model's classes, in every batch or in none."""
+    labels, count = batch.labels, len(batch.logits)
+    if labels is None:
+        if labelled:
+            raise ForgetSetError(f"Batch {number} of the forget set has no labels, and those before it have.")
+        return
+    if number and not labelled:
+        raise ForgetSetError(f"Batch {number} of the forget set has labels, and those before it have none.")
+    if labels.is_floating_point() or labels.shape != (count,):
+        raise ForgetSetError(
+            f"The labels of batch {number} should be {count} whole numbers, one class index for each image, and are "
+            f"{labels.dtype} of the shape {tuple(labels.shape)}."
+        )
+    if num_labels is not None and (labels.min() < 0 or labels.max() >= num_labels):
+        raise LabelError(
+            f"The labels of batch {number} range from {labels.min()} to {labels.max()}, and the model has "
+            f"{num_labels} classes. Ready batches have the model's class indices."
+        )
 
 
 def _warn(unchanged: float, ranks: Sequence[int], smallest: int | None) -> None:

@@ -55,23 +55,19 @@ def stream_features(
     """
     if model.training:
         raise RuntimeError("Features are taken in eval mode: in training mode BatchNorm would learn the forget set.")
-    device = next(model.parameters()).device
     read: dict[int, Tensor] = {}
 
     def edit(group: int, features: Tensor) -> None:
         read[group] = features
 
     for number, batch in enumerate(batches):
-        inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
+        inputs = model_inputs(model, batch)
         read.clear()
         with edited_features(model, list(groups), edit):
             try:
                 output = model(**inputs)
-            except (RuntimeError, TypeError, ValueError, IndexError) as error:
-                shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-                raise ForgetSetError(
-                    f"Batch {number} of the images, {shapes}, does not go through {type(model).__name__}: {error}"
-                ) from error
+            except MODEL_ERRORS as error:
+                raise refused_batch(model, number, inputs, error) from error
         if len(read) != len(groups):
             raise SiteError(f"{len(groups) - len(read)} of the {len(groups)} heads did not run in the forward pass.")
         features = [pooled(read[index], group.axis, group.position) for index, group in enumerate(groups)]
@@ -173,11 +169,41 @@ def head_weights(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBa
     One site has the weight 1, two heads whose logits are averaged 1/2 each. They let the head be tried on features
     alone.
     """
-    outputs = site_outputs(model, groups, batch.features).double()
-    if outputs.shape[1:] != batch.logits.shape:
+    outputs = site_outputs(model, groups, batch.features).cpu().double()  # (S, n, C)
+    logits = batch.logits.cpu().double()
+    count = len(outputs)
+    if outputs.shape[1:] != logits.shape or not (torch.isfinite(outputs).all() and torch.isfinite(logits).all()):
         return None
-    logits = batch.logits.to(outputs)
-    weights = torch.linalg.lstsq(outputs.flatten(1).T, logits.flatten()[:, None]).solution[:, 0]
-    error = (torch.einsum("s,snc->nc", weights, outputs) - logits).abs().max()
+    candidates = [torch.full((count,), 1 / count, dtype=torch.float64)]
+    if count > 1 and logits.numel() >= 4 * count:  # of fewer logits than that, some weights always make a sum
+        candidates.append(torch.linalg.lstsq(outputs.flatten(1).T, logits.flatten()[:, None]).solution[:, 0])
     exact = batch.logits.dtype in (torch.float32, torch.float64)
-    return weights if error <= (1e-3 if exact else 5e-2) * logits.abs().max().clamp_min(1e-6) else None
+    allowed = (1e-3 if exact else 5e-2) * logits.abs().max().clamp_min(1e-6)
+    for weights in candidates:
+        if (torch.einsum("s,snc->nc", weights, outputs) - logits).abs().max() <= allowed:
+            return weights
+    return None
+
+
+def model_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch without its labels, where the model is and in its precision."""
+    parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    return {
+        name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)
+        for name, value in batch.items()
+        if name != "labels"
+    }
+
+
+def refused_batch(
+    model: PreTrainedModel, number: int, batch: Mapping[str, Tensor], error: Exception
+) -> ForgetSetError:
+    """The error for a batch that the model cannot take."""
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items())
+    return ForgetSetError(
+        f"Batch {number} of the images ({shapes}) does not go through {type(model).__name__}: {error}"
+    )
+
+
+# What a model raises on inputs that it cannot take.
+MODEL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)

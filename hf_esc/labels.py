@@ -72,7 +72,8 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
     The class indices that a user's labels mean.
 
     A label is a name (case, spaces and underscores aside; one synonym of a name such as `"tench, Tinca tinca"` is
-    enough) or a number. A comma separates labels, unless the whole string is a name.
+    enough) or a number; `"#3"` is the number 3 whatever the names. A comma separates labels, unless the whole string
+    is a name.
 
     Args:
         requested (`str`, `int` or an iterable of them): What the user wrote.
@@ -100,6 +101,8 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
 
 def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> int:
     text = str(label).strip()
+    if isinstance(label, str) and re.fullmatch(r"#\d+", text):
+        return _resolve_one(int(text[1:]), names, count)
     number = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
     if isinstance(label, str) and names is not None:
         try:
@@ -108,10 +111,10 @@ def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> i
             if number is None:
                 raise
         else:
-            if number is not None and number != index:
+            if number is not None and number != index and 0 <= number < count:
                 raise LabelError(
-                    f"{text!r} is the name of class {index} and the number of class {number}"
-                    f"{f' ({names[number]!r})' if 0 <= number < count else ''}. In Python, pass the number as an int."
+                    f"{text!r} is the name of class {index} and the number of class {number} ({names[number]!r}). "
+                    f"Write '#{index}' for the first or '#{number}' for the second."
                 )
             return index
     if number is None:

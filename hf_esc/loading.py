@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from .embedded import resolve_model
@@ -33,7 +34,7 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
         )
     except HfEscError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"No image classifier can be loaded from {name!r}: {_first_line(error)} It should be `embedded`, a folder "
             "saved by `save_pretrained`, or an id on the Hub."
@@ -44,7 +45,11 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
             f"{type(model).__name__}. It is "
             "no trained image classifier: fine-tune it first, or name one that has its head."
         )
-    return model.to(device if device is not None else default_device()).eval()
+    device = device if device is not None else default_device()
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:  # a name that torch does not know, or a device that is not there
+        raise ModelError(f"The device {str(device)!r} cannot be used: {_first_line(error)}") from error
 
 
 def load_processor(model: PreTrainedModel) -> Any:

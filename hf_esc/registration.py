@@ -5,8 +5,6 @@ Tell the Auto classes of transformers about ESC and the All-CNN.
 is at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half a second.
 """
 
-import importlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from importlib.abc import Loader, MetaPathFinder
@@ -60,17 +58,18 @@ class _Watcher(MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name != self.module:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _ActingLoader(spec.loader, self.action)
-        return spec
+        for finder in sys.meta_path:
+            if finder is not self and (spec := finder.find_spec(name, path, target)) is not None:
+                if spec.loader is not None:
+                    spec.loader = _ActingLoader(spec.loader, self)
+                return spec
+        return None
 
 
 class _ActingLoader(Loader):
-    def __init__(self, loader: Loader, action: Callable[[], None]):
+    def __init__(self, loader: Loader, watcher: _Watcher):
         self.loader = loader
-        self.action = action
+        self.watcher = watcher
 
     def __getattr__(self, name: str):
         return getattr(self.loader, name)
@@ -80,4 +79,6 @@ class _ActingLoader(Loader):
 
     def exec_module(self, module) -> None:
         self.loader.exec_module(module)
-        self.action()
+        if self.watcher in sys.meta_path:
+            sys.meta_path.remove(self.watcher)
+            self.watcher.action()

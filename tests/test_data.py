@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from datasets.features import Array3D
 from PIL import Image as Pillow
 from transformers import ViTImageProcessor
@@ -265,3 +265,42 @@ def test_ready_batches_are_dicts_of_tensors_and_anything_else_is_named_by_number
         ForgetSetError, match=f"Batch 1 of the forget set is a {type(batch).__name__}.*'pixel_values':"
     ):
         list(ready_batches([good, batch]))
+
+
+def saved(tmp_path, **splits):
+    DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
+def test_splits_that_name_their_classes_otherwise_are_refused(tmp_path):
+    name = saved(tmp_path, train=labelled([0, 1], ["a", "b"]), test=labelled([0, 1], ["b", "a"]))
+    with pytest.raises(DataError, match="names its classes"):
+        load_images(name)
+
+
+def test_a_test_split_whose_labels_are_held_back_is_none(tmp_path):
+    rows = labelled([0, 1])
+    hidden = rows.map(lambda row: {"label": -1})
+    assert load_images(saved(tmp_path, train=rows, test=hidden)).test is None
+
+
+@pytest.mark.parametrize(
+    ("values", "feature", "message"),
+    [
+        ([0, None], Value("int64"), "without a label"),
+        (["a", None], Value("string"), "without a label"),
+        ([0.0, 1.7], Value("float64"), "No column that holds labels"),
+        ([[0], [1]], List(Value("int64")), "No column that holds labels"),
+        ([0, -2], Value("int64"), "none of|outside"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path, values, feature, message):
+    rows = labelled([0, 1]).remove_columns("label").add_column("label", values, feature=feature)
+    with pytest.raises(DataError, match=message):
+        load_images(saved(tmp_path, train=rows))
+
+
+def test_text_labels_of_either_kind_are_classes_and_numbers_in_order(tmp_path):
+    rows = labelled([0, 1, 2]).remove_columns("label")
+    rows = rows.add_column("label", ["10", "9", "2"], feature=Value("large_string"))
+    assert load_images(saved(tmp_path, train=rows)).label_names == ["2", "9", "10"]

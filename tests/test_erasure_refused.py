@@ -2,11 +2,12 @@
 
 import datasets
 import pytest
+import torch
 from datasets import DatasetDict
 from transformers import ViTImageProcessor
 
 from hf_esc import erase
-from hf_esc.errors import DataError, ForgetSetError, ModelError, NonFiniteError, RankError
+from hf_esc.errors import DataError, ForgetSetError, LabelError, ModelError, NonFiniteError, RankError
 
 from .pictures import NAMES, labelled
 from .tiny import batches, images, quietly, tiny
@@ -91,7 +92,7 @@ def test_a_first_image_that_is_not_finite_is_no_fault_of_the_head():
 
 def test_a_batch_of_another_shape_is_named():
     with pytest.raises(
-        ForgetSetError, match=r"Batch 1 of the images, \{'pixel_values': \(4, 2, 16, 16\)\}, does not go through"
+        ForgetSetError, match=r"Batch 1 of the images \(pixel_values \(4, 2, 16, 16\)\) does not go through"
     ):
         erase(tiny(), batches(images(4), images(4)[:, :2]), rank=1)
 
@@ -112,9 +113,63 @@ def test_label_columns_that_cannot_be_matched_are_refused():
     beyond = labelled([0, 1, 2, 9])
     two = four.add_column("shop", four["label"]).cast_column("shop", four.features["label"])
     for forget_set, message in (
-        (text, "holds text. Turn it into a ClassLabel"),
+        (text, "holds text .*Turn it into a ClassLabel"),
         (beyond, "values from 0 to 9, beyond the 4 classes"),
         (two, "2 columns could hold the labels: 'label', 'shop'"),
     ):
         with pytest.raises(DataError, match=message):
             erase(tiny(), forget_set, rank=1, processor=PROCESSOR)
+
+
+def test_the_same_images_again_have_nothing_left_to_erase():
+    first = quietly(tiny(), batches(images(3)), rank=3)
+    with pytest.raises(RankError, match="erased already"):
+        erase(first, batches(images(3)), rank=1)
+
+
+@pytest.mark.parametrize("row", [0, 3])
+def test_nan_in_the_first_batch_is_named(row):
+    bad = images(6)
+    bad[row] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"[Bb]atch 0"):
+        erase(tiny(), batches(bad), rank=1)
+
+
+def test_a_batch_without_images_says_nothing_and_one_that_does_not_fit_is_named():
+    padded = quietly(tiny(), batches(images(8)[:0], images(8)), rank=1)
+    whole = quietly(tiny(), batches(images(8)), rank=1)
+    assert torch.equal(padded.projections[0].basis, whole.projections[0].basis)
+    for first, message in (
+        ({"pixel_values": images(4)[:, :1]}, r"Batch 0 of the images \(pixel_values"),
+        ({"pixels": images(4)}, "Batch 0 of the images"),
+        ({"labels": torch.zeros(4, dtype=torch.long)}, "holds no images"),
+        ({}, "holds no images"),
+    ):
+        with pytest.raises(ForgetSetError, match=message):
+            erase(tiny(), [first], rank=1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "error"),
+    [
+        ([torch.tensor([0, 1, 2, 7])], LabelError),
+        ([torch.tensor([0, 1, 2, -1])], LabelError),
+        ([torch.rand(4)], ForgetSetError),
+        ([torch.zeros(3, dtype=torch.long)], ForgetSetError),
+        ([torch.zeros(4, len(NAMES), dtype=torch.long)], ForgetSetError),
+        ([None, torch.zeros(4, dtype=torch.long)], ForgetSetError),
+        ([torch.zeros(4, dtype=torch.long), None], ForgetSetError),
+    ],
+)
+def test_labels_of_ready_batches_are_class_indices_in_all_batches_or_none(labels, error):
+    forget_set = [{"pixel_values": images(4)} | ({"labels": x} if x is not None else {}) for x in labels]
+    with pytest.raises(error, match=rf"[Bb]atch {len(labels) - 1}"):
+        erase(tiny(), forget_set, rank=1)
+
+
+def test_a_stream_without_images_and_tensors_in_a_column_are_refused():
+    with pytest.raises(ForgetSetError, match="empty"):
+        erase(tiny(), datasets.IterableDataset.from_generator(lambda: iter(())), rank=1, processor=PROCESSOR)
+    rows = datasets.Dataset.from_dict({"pixel_values": images(2).tolist()})
+    with pytest.raises(DataError, match="not images"):
+        erase(tiny(), rows, rank=1, processor=PROCESSOR)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -172,3 +173,25 @@ def test_load_state_dict_refuses_a_basis_that_is_none(erased):
 def test_sites_that_are_no_head_are_refused(sites, message):
     with pytest.raises(CheckpointError, match=message):
         wrap(ZOO["vit"].build(), sites)
+
+
+def test_a_model_in_half_precision_is_erased_from_a_data_set(resnet, fashion):
+    forget_set = fashion.select(fashion.train, [1]).select(range(64))
+    half = erase(copy.deepcopy(resnet).to(torch.bfloat16), forget_set, rank=1)
+    full = erase(resnet, forget_set, rank=1)
+    cosine = (half.projections[0].basis * full.projections[0].basis).sum().abs()
+    assert half.model.dtype == torch.bfloat16
+    assert cosine > 0.999
+
+
+def test_threads_see_their_own_features(erased, inputs):
+    rows = inputs["pixel_values"]
+    with torch.no_grad():
+        expected = [erased(rows[i : i + 1]).pooler_output for i in range(len(rows))]
+
+    @torch.no_grad()
+    def run(i):
+        return all(torch.equal(erased(rows[i : i + 1]).pooler_output, expected[i]) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(run, range(len(rows))))

@@ -86,30 +86,30 @@ def erase(
         typer.echo(f"Warning: {warning.message}", err=True)
     clock.lap("erase")
 
+    before = after = None
+    # The folder takes its place when all has gone well, evaluation included: a run that fails leaves none.
     with write_folder(output, overwrite=overwrite) as folder:
         erased.save_pretrained(folder)
-        # What is measured below is what others will load, and it does load.
+        # What is measured is what others will load, and it does load.
         reloaded = load_classifier(str(folder), device=device)
-    clock.lap("save")
-
-    before = after = None
-    if evaluate:
-        mapping = data.labels_in(original.config)
-        # What an earlier request erased is neither forgotten now nor retained.
-        earlier = {i for record in getattr(original.config, "erasures", []) for i in record["label_ids"] or ()}
-        measured = evaluate_accuracies(
-            {"before": model_classifier(original), "after": model_classifier(reloaded)},
-            data,
-            labels,
-            leave_out=[label for label, there in enumerate(mapping) if there in earlier and label not in labels],
-            mapping=mapping,
-            processor=processor,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            num_channels=getattr(original.config, "num_channels", 3),
-        )
-        before, after = asdict(measured["before"]), asdict(measured["after"])
-        clock.lap("evaluate")
+        clock.lap("save")
+        if evaluate:
+            mapping = data.labels_in(original.config)
+            # What an earlier request erased is neither forgotten now nor retained.
+            earlier = {i for record in getattr(original.config, "erasures", []) for i in record.get("label_ids") or ()}
+            measured = evaluate_accuracies(
+                {"before": model_classifier(original), "after": model_classifier(reloaded)},
+                data,
+                labels,
+                leave_out=[label for label, there in enumerate(mapping) if there in earlier and label not in labels],
+                mapping=mapping,
+                processor=processor,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                num_channels=getattr(original.config, "num_channels", 3),
+            )
+            before, after = asdict(measured["before"]), asdict(measured["after"])
+            clock.lap("evaluate")
 
     record = reloaded.config.erasures[-1]
     if json:

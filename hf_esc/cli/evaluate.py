@@ -57,7 +57,7 @@ def evaluate(
                 return run(inputs)
 
         columns = {"original": original, "erased": run}
-        erased = {label for record in classifier.config.erasures for label in record["label_ids"] or ()}
+        erased = {label for record in classifier.config.erasures for label in record.get("label_ids") or ()}
         labels = [label for label, there in enumerate(data.labels_in(classifier.config)) if there in erased]
     if forget:
         labels = data.resolve(forget, classifier.config)

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data import ImageData, image_batches
+from ..features import model_inputs
 from ..outputs import logits_of
 
 Classifier = Callable[[dict[str, Tensor]], Tensor]
@@ -146,10 +147,8 @@ def _hm(forget: float | None, retain: float | None) -> float | None:
 
 def model_classifier(model) -> Classifier:
     """A model as the function that [`evaluate_accuracies`] takes."""
-    device = next(model.parameters()).device
 
     def classify(inputs: dict[str, Tensor]) -> Tensor:
-        moved = {name: value.to(device) for name, value in inputs.items()}
-        return logits_of(model(**moved), model.config.num_labels)
+        return logits_of(model(**model_inputs(model, inputs)), model.config.num_labels)
 
     return classify
