@@ -186,7 +186,7 @@ def main() -> None:
     runs = arguments.runs
     measurements: dict[str, tuple[Callable[[], dict], str, Callable[[dict], bool]]] = {
         "erase/vit-b16": (
-            lambda: erase_over_forward(vit_b16(), random_batches(4, 8), runs),
+            lambda: erase_over_forward(vit_b16(), random_batches(6, 8), runs),
             "ratio at most 1.05",
             lambda r: r["ratio"] <= 1.05,
         ),
