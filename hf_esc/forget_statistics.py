@@ -1,0 +1,113 @@
+"""What one pass over the forget set leaves: second moments, and a bounded sample of the features."""
+
+# Shapes: B images in a batch, N forget images, n of them in the sample, d_g feature dimensions of site group g.
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from .data import Batch
+from .errors import ForgetSetError, LabelError, NonFiniteError
+from .features import FeatureBatch, FeatureSample, head_weights, stream_features
+from .forget_set import NOTHING_TO_FORGET
+from .modeling_esc import ESCModel
+from .moments import SecondMoment
+from .sites import SiteGroup
+
+# Of how many forget images the head's prediction is looked at, before and after: enough for a share to 1.5 %.
+SAMPLE_SIZE = 1024
+
+
+@dataclass
+class ForgetStatistics:
+    """
+    What one pass over the forget set leaves: nothing in it grows with the number of images.
+
+    Args:
+        groups (`list[SiteGroup]`): Where the features were read.
+        moments (`dict[int | None, list[SecondMoment]]`): By label where `per_class`, else under None: one for each
+            group.
+        sample ([`FeatureSample`]): Features and predictions of a bounded sample.
+        labels (`set[int]`): The labels seen.
+        num_images (`int`): N.
+        head_weights (`torch.Tensor`, *optional*): From [`head_weights`]; None if the head cannot be run on features
+            alone.
+    """
+
+    groups: list[SiteGroup]
+    moments: dict[int | None, list[SecondMoment]] = field(default_factory=dict)
+    sample: FeatureSample = field(default_factory=lambda: FeatureSample(SAMPLE_SIZE))
+    labels: set[int] = field(default_factory=set)
+    num_images: int = 0
+    head_weights: Tensor | None = None
+
+
+def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = False) -> ForgetStatistics:
+    """
+    One pass over the forget set: second moments and a bounded sample of the features that reach the head.
+
+    Args:
+        model ([`ESCModel`]): In eval mode.
+        batches (`Iterable[dict[str, torch.Tensor]]`): Batches, with `labels` where `per_class`.
+        per_class (`bool`): One second moment for each label.
+
+    Returns:
+        [`ForgetStatistics`]
+
+    Raises:
+        ForgetSetError: If there is no image, or no label where one is needed.
+        NonFiniteError: If a feature is not finite; the batch is named.
+    """
+    groups = [SiteGroup(**site | {"modules": tuple(site["modules"])}) for site in model.config.sites]
+    statistics = ForgetStatistics(groups)
+    for number, batch in enumerate(stream_features(model.model, groups, batches)):
+        _check_labels(batch, number, model.config.num_labels, labelled=bool(statistics.labels))
+        if per_class and batch.labels is None:
+            raise ForgetSetError(f"`per_class` needs labels, and batch {number} of the forget set has none.")
+        parts: dict[int | None, Any] = {None: slice(None)}
+        if batch.labels is not None:
+            seen = batch.labels.unique().tolist()
+            statistics.labels.update(seen)
+            if per_class:
+                parts = {label: (batch.labels == label).nonzero().flatten() for label in seen}
+        for label, rows in parts.items():
+            moments = statistics.moments.setdefault(
+                label, [SecondMoment(z.shape[1], z.device) for z in batch.features]
+            )
+            for moment, z in zip(moments, batch.features, strict=True):
+                try:
+                    moment.update(z[rows])
+                except NonFiniteError as error:
+                    raise NonFiniteError(f"Batch {number} of the forget set: {error}") from error
+        if number == 0:  # only now are the features known to be finite
+            statistics.head_weights = head_weights(model.model, groups, batch)
+        statistics.sample.update(batch)
+        statistics.num_images += len(batch.logits)
+    if statistics.num_images == 0:
+        raise ForgetSetError(NOTHING_TO_FORGET)
+    return statistics
+
+
+def _check_labels(batch: FeatureBatch, number: int, num_labels: int | None, *, labelled: bool) -> None:
+    """Labels are whole numbers `(B,)` of the model's classes, in every batch or in none."""
+    labels, count = batch.labels, len(batch.logits)
+    if labels is None:
+        if labelled:
+            raise ForgetSetError(f"Batch {number} of the forget set has no labels, and those before it have.")
+        return
+    if number and not labelled:
+        raise ForgetSetError(f"Batch {number} of the forget set has labels, and those before it have none.")
+    if labels.is_floating_point() or labels.shape != (count,):
+        raise ForgetSetError(
+            f"The labels of batch {number} should be {count} whole numbers, one class index for each image, and are "
+            f"{labels.dtype} of the shape {tuple(labels.shape)}."
+        )
+    if num_labels is not None and (labels.min() < 0 or labels.max() >= num_labels):
+        raise LabelError(
+            f"The labels of batch {number} range from {labels.min()} to {labels.max()}, and the model has "
+            f"{num_labels} classes. Ready batches have the model's class indices."
+        )
