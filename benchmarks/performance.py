@@ -55,8 +55,8 @@ def seconds(action: Callable[[], object]) -> float:
 
 def compare(ours: Callable[[], object], reference: Callable[[], object], runs: int) -> dict:
     """
-    Medians of interleaved runs, after one of each that does not count, and the median of the ratios of the
-    pairs.
+    Interleaved runs, after one of each that does not count. The ratio is the median of the ratios of neighbouring
+    runs, which a machine that slows down for a while disturbs less than the ratio of the medians.
     """
     ours(), reference()
     pairs = []
@@ -70,7 +70,7 @@ def compare(ours: Callable[[], object], reference: Callable[[], object], runs: i
     return {
         "seconds": statistics.median(a for a, _ in pairs),
         "reference_seconds": statistics.median(b for _, b in pairs),
-        "ratio": statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(a / b for a, b in pairs),
         "ratios": [a / b for a, b in pairs],
     }
 

@@ -124,6 +124,8 @@ def erase(
     elif sites is not None:
         raise ValueError("`sites` are those of the ESCModel already; leave them out.")
     erased.eval()
+    for projection in erased.projections:
+        projection.enabled = True  # also where the given model was copied with its projection switched off
     erased.image_processor = image_processor
 
     # The features are taken before any projection, which is then applied in float64: after it, what its rounding

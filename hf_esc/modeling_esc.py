@@ -21,7 +21,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_esc import ESCConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, SiteError
 from .outputs import logits_of, pooled
 from .projection import Projection
 
@@ -147,6 +147,12 @@ class ESCModel(PreTrainedModel):
         captured: list[Any] = [projection.seen.features for projection in self.projections]
         for projection in self.projections:
             projection.seen.features = None
+        if any(features is None for features in captured):
+            raise SiteError(
+                f"The projection did not run: {[site['modules'] for site in self.config.sites]} of the "
+                f"{type(self.model).__name__} inside was replaced, or did not run. The answer would not be erased. To "
+                "train a new head, change the weights of the one that is there."
+            )
         logits = logits_of(output, self.config.num_labels)
         features = [
             pooled(seen, site["axis"], site.get("position"))

@@ -1,4 +1,4 @@
-"""The contract of an erased model, for every architecture that transformers maps to image classification, and timm's."""
+"""The contract of an erased model, for every architecture that transformers maps to image classification, and timm."""
 
 from types import SimpleNamespace
 

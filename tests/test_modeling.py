@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_esc import ESCModel, erase
-from hf_esc.errors import CheckpointError
+from hf_esc.errors import CheckpointError, SiteError
 from hf_esc.modeling_esc import wrap
 from tests.zoo import ZOO
 
@@ -157,7 +157,7 @@ def test_load_state_dict_refuses_a_basis_that_is_none(erased):
     fresh = ESCModel(copy.deepcopy(erased.config))
     fresh.load_state_dict(state)
     for damage in (0.5, 0.0, float("nan")):
-        with pytest.raises(RuntimeError, match="projections.0.basis"):
+        with pytest.raises(RuntimeError, match=r"projections.0.basis"):
             fresh.load_state_dict(state | {"projections.0.basis": state["projections.0.basis"] * damage})
 
 
@@ -195,3 +195,28 @@ def test_threads_see_their_own_features(erased, inputs):
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(run, range(len(rows))))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_it_is_the_erasure_of_the_cpu(resnet, fashion):
+    forget_set = fashion.select(fashion.train, [1]).select(range(128))
+    there = erase(copy.deepcopy(resnet).to("cuda"), forget_set, rank=1)
+    here = erase(resnet, forget_set, rank=1)
+    assert there.projections[0].basis.is_cuda
+    torch.testing.assert_close(there.projections[0].basis.cpu(), here.projections[0].basis, atol=1e-3, rtol=1e-3)
+
+
+def test_a_replaced_head_does_not_slip_past_the_projection(erased, inputs):
+    erased.model.classifier = nn.Linear(32, 5)
+    with pytest.raises(SiteError, match="The projection did not run"):
+        erased(**inputs)
+
+
+def test_erasing_with_the_projection_switched_off_gives_a_model_with_it_on(erased, inputs):
+    more = ZOO["vit"].inputs(batch_size=8, seed=5)
+    with erased.disable_projection():
+        again = erase(erased, [more], rank=1)
+    assert all(projection.enabled for projection in again.projections)
+    assert again.config.ranks == [3]
+    assert (again.features(**inputs) @ erased.projections[0].basis).abs().max() < 1e-4
