@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pyarrow.parquet as parquet
 import torch
 from datasets import (
@@ -62,8 +63,22 @@ class ImageData:
 
     def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
         """The images of `split` whose class is (`keep=False`: is not) among `labels`, in their order."""
-        chosen = np.isin(np.asarray(split[self.label_column]), list(labels))
+        chosen = np.isin(np.asarray(split.with_format(None)[self.label_column]), list(labels))
         return split.select(np.flatnonzero(chosen if keep else ~chosen))
+
+    def forget_set(self, labels: Iterable[int]) -> Dataset:
+        """
+        The training images of these classes.
+
+        Raises:
+            ForgetSetError: If one of them has none: it would stay, and look forgotten.
+        """
+        labels = list(labels)
+        there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column])).tolist())
+        if absent := [label for label in labels if label not in there]:
+            names = [self.label_names[label] if self.label_names else label for label in absent]
+            raise ForgetSetError(f"The forget set is empty for {names}: {self.name!r} has no training image of them.")
+        return self.select(self.train, labels)
 
     def resolve(self, requested: str | int | Iterable[str | int], config) -> list[int]:
         """
@@ -75,7 +90,20 @@ class ImageData:
         names = self.label_names or model_label_names(config)
         mapping = self.labels_in(config)
         labels = resolve_labels(requested, names, self.num_labels)
-        if len({mapping[label] for label in labels}) == config.num_labels:
+        if self.label_names and mapping != list(range(len(mapping))):
+            written = [requested] if isinstance(requested, str | int) else list(requested)
+            numbers = [
+                part for label in written for part in str(label).split(",") if part.strip().lstrip("#").isdigit()
+            ]
+            if strange := [part for part in numbers if part.strip() not in self.label_names]:
+                number = int(strange[0].strip().lstrip("#"))
+                raise LabelError(
+                    f"Class {number} is {self.label_names[number]!r} in the data set and another one in the model, "
+                    f"which "
+                    "numbers its classes otherwise. Use the name."
+                )
+        earlier = {label for record in getattr(config, "erasures", []) for label in record.get("label_ids") or ()}
+        if len({mapping[label] for label in labels} | earlier) == config.num_labels:
             raise LabelError(
                 f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. "
                 f"Delete "
@@ -248,6 +276,11 @@ def _only_column(features: Features, candidates: Sequence[str], kind: str) -> st
     raise DataError(f"{found}. Name it with `{kind}_column` (`--{kind}-column` on the command line).")
 
 
+def image_channels(config) -> int:
+    """How many channels the model with this `config` takes: 1 for grey pictures, else 3."""
+    return getattr(getattr(config, "base_config", config), "num_channels", None) or 3
+
+
 def image_batches(
     dataset: Dataset | IterableDataset,
     processor,
@@ -278,8 +311,11 @@ def image_batches(
         ImageError: If an image cannot be read; its number and file are named.
     """
     collate = _Collate(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
-    # Bytes are decoded in `_Collate`, where a broken one can be named.
-    raw = dataset.cast_column(image_column, Image(decode=False))
+    # Transforms and formats are the user's, for training; what is erased are the images as they are.
+    raw = dataset.with_format(None)
+    if dataset.features is not None:
+        # Bytes are decoded in `_Collate`, where a broken one can be named.
+        raw = raw.cast_column(image_column, Image(decode=False))
     columns = [image_column] if label_column is None else [image_column, label_column]
     source: Any = _Numbered(raw.select_columns(columns))
     if isinstance(dataset, IterableDataset):
@@ -329,7 +365,8 @@ class _Collate:
         try:
             if value is None:
                 raise ValueError("it is missing")
-            return self.decoder.decode_example(value).convert(self.mode)
+            image = value if isinstance(value, PIL.Image.Image) else self.decoder.decode_example(value)
+            return image.convert(self.mode)
         except Exception as error:  # each image format has error types of its own
             path = value.get("path") if isinstance(value, dict) else None
             named = f" ({path})" if path else ""

@@ -21,11 +21,7 @@ from .basis import check_rank, rank_from_percentage
 from .data import (
     Batch,
 )
-from .errors import (
-    ForgetSetError,
-    HfEscError,
-    IncompleteErasureWarning,
-)
+from .errors import ForgetSetError, HfEscError, IncompleteErasureWarning, LabelError, ModelError
 from .features import (
     MODEL_ERRORS,
     model_inputs,
@@ -35,7 +31,8 @@ from .forget_set import NOTHING_TO_FORGET, forget_batches
 from .forget_statistics import collect
 from .labels import model_label_names
 from .modeling_esc import ESCModel, wrap
-from .rank import MOST_UNCHANGED, Rank, RankSearch
+from .projection import Projection
+from .rank import MOST_SUGGESTED, MOST_UNCHANGED, Rank, RankSearch, Unchanged
 from .sites import SiteGroup, find_sites, graph_tensors
 from .version import __version__
 
@@ -92,14 +89,15 @@ def erase(
     Returns:
         [`ESCModel`]: In eval mode, with weights of its own. `config.erasures[-1]["unchanged"]` is the share of a
         sample of the forget images whose prediction the projection did not change; with labels, the share that was
-        classified right and still is.
+        classified right and still is. `unchanged_by_label` has that for each of `label_ids`, and the warning and
+        `rank="auto"` go by the worst.
 
     Raises:
         ForgetSetError: If the forget set is empty or no forget set.
         RankError: If k is 0, at least d, or more than the forget features span.
         NonFiniteError: If a feature is NaN or infinite; the batch is named.
         SiteError: If the model has no classification head that reads features.
-        LabelError: If the data set's labels are not the model's.
+        LabelError: If the data set's labels are not the model's, or no class of the model would be left.
         DataError: If a column cannot be found or an image cannot be read.
         ModelError: If a data set came without an image processor for it.
 
@@ -124,8 +122,6 @@ def erase(
     elif sites is not None:
         raise ValueError("`sites` are those of the ESCModel already; leave them out.")
     erased.eval()
-    for projection in erased.projections:
-        projection.enabled = True  # also where the given model was copied with its projection switched off
     erased.image_processor = image_processor
 
     # The features are taken before any projection, which is then applied in float64: after it, what its rounding
@@ -136,12 +132,29 @@ def erase(
     ranks = search.ranks(p, rank)
     bases = search.bases(ranks)
     unchanged = search.unchanged(bases)
-    if unchanged is None:
-        warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
-    elif unchanged > MOST_UNCHANGED:
-        _warn(unchanged, ranks, search.smallest_rank())
     labels = sorted(statistics.labels)
     names = model_label_names(model.config)
+    shown = {label: names[label] if names else label for label in labels}
+    gone = set(labels).union(*(record.get("label_ids") or () for record in erased.config.erasures))
+    if len(gone) == model.config.num_labels:
+        raise LabelError(
+            f"All {len(gone)} classes of the model are to be forgotten, which leaves nothing to keep. To forget "
+            f"images of "
+            "every class, drop their labels (`remove_columns`)."
+        )
+    if unchanged is None:
+        warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
+    elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
+        warnings.warn(
+            f"The erasure is incomplete, or cannot be seen: only {unchanged.right_before:.1%} of the forget images "
+            f"had the "
+            "prediction that their label says. Were they erased before, or are the labels not the model's class "
+            "indices?",
+            IncompleteErasureWarning,
+            stacklevel=2,
+        )
+    elif unchanged.worst > MOST_UNCHANGED:
+        _warn(unchanged, ranks, shown, search.smallest_rank(limit=MOST_SUGGESTED))
     erased.set_bases(
         bases,
         {
@@ -149,10 +162,12 @@ def erase(
             "p": None if rank is not None else float(p),
             "rank": ranks[0] if len(set(ranks)) == 1 else ranks,
             "per_class": per_class,
-            "labels": [names[label] if names else label for label in labels] if labels else None,
+            "labels": list(shown.values()) or None,
             "label_ids": labels or None,
             "num_images": statistics.num_images,
-            "unchanged": unchanged,
+            "unchanged": unchanged.share if unchanged else None,
+            "unchanged_by_label": list(unchanged.by_label.values()) if unchanged and unchanged.by_label else None,
+            "right_before": unchanged.right_before if unchanged else None,
             "unchanged_of": len(statistics.sample.predictions),
             "versions": {
                 "hf_esc": __version__,
@@ -167,6 +182,16 @@ def erase(
 
 def _copy(model: Model) -> Model:
     """A deep copy, also of a model that caches tensors with a graph, which refuse to be copied."""
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
+    if not isinstance(model, ESCModel):
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(getattr(hook, "__self__", None), Projection):
+                    raise ModelError(
+                        "This is the inside of an erased model, and its erasure would be lost on saving. Pass the "
+                        "ESCModel."
+                    )
     return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
 
 
@@ -188,16 +213,20 @@ def _sites_of(model: PreTrainedModel, batch: Batch) -> list[SiteGroup]:
         raise refused_batch(model, 0, inputs, error) from error
 
 
-def _warn(unchanged: float, ranks: Sequence[int], smallest: int | None) -> None:
+def _warn(unchanged: Unchanged, ranks: Sequence[int], names: dict[int, Any], smallest: int | None) -> None:
     advice = (
         f"`rank={smallest}` (or `rank='auto'`) would bring it to {MOST_UNCHANGED:.0%} or less."
         if smallest is not None
-        else "No rank brings that to 10 % or less: do the images share a class?"
+        else f"No rank that was tried brings that to {MOST_UNCHANGED:.0%} or less: do the images share a class?"
     )
+    worst = ""
+    if unchanged.by_label and len(unchanged.by_label) > 1:
+        label = max(unchanged.by_label.items(), key=lambda item: item[1])[0]
+        worst = f", and {unchanged.worst:.1%} of those of class {names[label]!r}"
     warnings.warn(
         f"The erasure is incomplete: with rank {ranks[0] if len(set(ranks)) == 1 else list(ranks)}, the head still "
         f"gives "
-        f"{unchanged:.1%} of the forget images the prediction that it gave before. {advice}",
+        f"{unchanged.share:.1%} of the forget images{worst} the prediction that it gave before. {advice}",
         IncompleteErasureWarning,
         stacklevel=3,
     )

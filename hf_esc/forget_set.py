@@ -15,6 +15,7 @@ from .data import (
     find_image_column,
     find_label_column,
     image_batches,
+    image_channels,
     ready_batches,
     usual_label_columns,
 )
@@ -62,7 +63,7 @@ def forget_batches(model, forget_set, processor, batch_size: int, num_workers: i
         label_column=label_column,
         batch_size=batch_size,
         num_workers=num_workers,
-        num_channels=getattr(model.config, "num_channels", 3),
+        num_channels=image_channels(model.config),
     )
     bar = logging.tqdm(batches, total=total, desc="Forget features", unit="batch")
     return (batch if mapping is None else _map_labels(batch, mapping) for batch in bar), processor

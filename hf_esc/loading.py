@@ -65,7 +65,9 @@ def load_processor(model: PreTrainedModel) -> Any:
     try:
         if not source:
             raise ValueError("it was not loaded from anywhere")
-        return AutoImageProcessor.from_pretrained(source)
+        # A revision of the model comes with the processor of that revision.
+        commit = getattr(model.config, "_commit_hash", None)
+        return AutoImageProcessor.from_pretrained(source, **({"revision": commit} if commit else {}))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass "
@@ -75,7 +77,7 @@ def load_processor(model: PreTrainedModel) -> Any:
 
 def default_device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator is not None else torch.device("cpu")
 
 

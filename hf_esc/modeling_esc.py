@@ -75,6 +75,7 @@ class ESCModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # the loss is a mean over the batch; Trainer divides it where it accumulates
     projections: Sequence[Projection]
 
     def __init__(self, config: ESCConfig, model: PreTrainedModel | None = None):
@@ -142,11 +143,11 @@ class ESCModel(PreTrainedModel):
         """
         inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
         for projection in self.projections:
-            projection.seen.features = None
+            projection.thread.features = None
         output = self.model(**inputs)
-        captured: list[Any] = [projection.seen.features for projection in self.projections]
+        captured: list[Any] = [projection.thread.features for projection in self.projections]
         for projection in self.projections:
-            projection.seen.features = None
+            projection.thread.features = None
         if any(features is None for features in captured):
             raise SiteError(
                 f"The projection did not run: {[site['modules'] for site in self.config.sites]} of the "
@@ -173,15 +174,18 @@ class ESCModel(PreTrainedModel):
 
     @contextmanager
     def disable_projection(self) -> Iterator[None]:
-        """Within the context the model is the original again, bit for bit. (Whoever holds the file can do this.)"""
-        before = [projection.enabled for projection in self.projections]
+        """
+        Within the context, and in this thread alone, the model is the original again, bit for bit.
+
+        Whoever holds the file can do this.
+        """
         for projection in self.projections:
-            projection.enabled = False
+            projection.thread.times_disabled += 1
         try:
             yield
         finally:
-            for projection, enabled in zip(self.projections, before, strict=True):
-                projection.enabled = enabled
+            for projection in self.projections:
+                projection.thread.times_disabled -= 1
 
     def set_bases(self, bases: Sequence[Tensor], record: dict[str, Any]) -> None:
         """

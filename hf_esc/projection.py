@@ -13,10 +13,14 @@ from .errors import CheckpointError
 TOLERANCE = 1e-4
 
 
-class _Seen(threading.local):
-    """The features that passed last, for each thread its own: servers run one model in several."""
+class _ThreadState(threading.local):
+    """
+    What a thread has seen and switched off, for each its own: servers run one model in several threads, and what one
+    of them switches off must not un-erase the answers of another. No copy or pickle of a model takes it along.
+    """
 
-    features: Tensor | None = None
+    features: Tensor | None = None  # that passed last
+    times_disabled: int = 0  # contexts can overlap in any order, so they are counted
 
     def __deepcopy__(self, memo):
         return type(self)()
@@ -42,10 +46,14 @@ class Projection(nn.Module):
     def __init__(self, dim: int, rank: int, axis: int = -1):
         super().__init__()
         self.axis = axis
-        self.enabled = True
-        self.seen = _Seen()
+        self.thread = _ThreadState()
         # NaN until a basis is loaded: a projection that was never filled must not pass for one.
         self.register_buffer("basis", torch.full((dim, rank), torch.nan))
+
+    @property
+    def enabled(self) -> bool:
+        """Whether features are projected, in this thread."""
+        return self.thread.times_disabled == 0
 
     @property
     def dim(self) -> int:
@@ -59,6 +67,12 @@ class Projection(nn.Module):
         """Remove the erased directions from features of any shape with d entries along `axis`."""
         if not self.enabled or self.rank == 0:
             return features
+        if torch.is_autocast_enabled(features.device.type):  # would multiply in half precision
+            with torch.autocast(features.device.type, enabled=False):
+                return self._project(features)
+        return self._project(features)
+
+    def _project(self, features: Tensor) -> Tensor:
         dtype = torch.promote_types(features.dtype, self.basis.dtype)
         basis = self.basis.to(features.device, dtype)
         if self.axis in (-1, features.ndim - 1):
@@ -72,7 +86,7 @@ class Projection(nn.Module):
     def pre_hook(self, module: nn.Module, args: tuple) -> tuple:
         """Forward pre-hook of a head: its first argument is projected."""
         projected = self(args[0])
-        self.seen.features = projected
+        self.thread.features = projected
         return (projected, *args[1:])
 
     def check(self, name: str = "The projection") -> None:
@@ -84,8 +98,8 @@ class Projection(nn.Module):
             raise CheckpointError(f"{name} has rank 0: it erases nothing. {_DAMAGED}")
         if not torch.isfinite(basis).all():
             raise CheckpointError(f"{name} is not finite. {_DAMAGED}")
-        gram = (basis.T @ basis).double()
-        error = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max().item()
+        exact = basis.cpu().double()  # not every device has float64, and some multiply float32 in less
+        error = (exact.T @ exact - torch.eye(basis.shape[1], dtype=torch.float64)).abs().max().item()
         if error > TOLERANCE:
             raise CheckpointError(
                 f"{name} does not have orthonormal columns: U^T U is off the identity by {error:.2g}, and "

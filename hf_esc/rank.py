@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -20,6 +21,33 @@ Rank = int | Literal["auto"] | None
 
 # The share of unchanged predictions above which an erasure is called incomplete.
 MOST_UNCHANGED = 0.10
+# How far a warning looks for a rank that would do; `rank="auto"` looks at them all.
+MOST_SUGGESTED = 64
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """
+    What a projection leaves of the head's predictions for the forget images.
+
+    With labels, only a prediction that was right counts as one to be changed: an image that the head took for another
+    class already has nothing to lose.
+
+    Args:
+        share (`float`): Of the sampled images, those whose prediction stays.
+        by_label (`dict[int, float]`, *optional*): The same for each label: a class that stays whole must not hide
+            behind others that went.
+        right_before (`float`, *optional*): With labels, the share whose prediction was right before.
+    """
+
+    share: float
+    by_label: dict[int, float] | None = None
+    right_before: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest share of any label."""
+        return max(self.by_label.values()) if self.by_label else self.share
 
 
 class RankSearch:
@@ -67,13 +95,8 @@ class RankSearch:
             bases.append(basis)
         return bases
 
-    def unchanged(self, bases: Sequence[Tensor]) -> float | None:
-        """
-        The share of sampled images whose prediction is the same with and without `bases`; None where that is unknown.
-
-        With labels, only a prediction that was right counts as one to be changed: an image that the head took for
-        another class already has nothing to lose.
-        """
+    def unchanged(self, bases: Sequence[Tensor]) -> Unchanged | None:
+        """The sampled images whose prediction is the same with and without `bases`; None where that is unknown."""
         weights = self.statistics.head_weights
         if weights is None:
             return None
@@ -81,9 +104,14 @@ class RankSearch:
             erased_before = any(basis.shape[1] for basis in self.old)
             self.before = self._predictions(self.old) if erased_before else self.statistics.sample.predictions
         same = self._predictions(bases) == self.before
-        if (labels := self.statistics.sample.labels) is not None:
-            same &= self.before == labels
-        return same.double().mean().item()
+        labels = self.statistics.sample.labels
+        if labels is None:
+            return Unchanged(same.double().mean().item())
+        right = self.before == labels
+        by_label = {
+            label: (same & right)[labels == label].double().mean().item() for label in labels.unique().tolist()
+        }
+        return Unchanged((same & right).double().mean().item(), by_label, right.double().mean().item())
 
     def _predictions(self, bases: Sequence[Tensor]) -> Tensor:
         """The head's class for each sampled image `(n,)`, with these bases projected out."""
@@ -95,15 +123,19 @@ class RankSearch:
         weights = cast(Tensor, self.statistics.head_weights).to(outputs)
         return torch.einsum("s,snc->nc", weights, outputs).argmax(dim=1).cpu()
 
-    def smallest_rank(self) -> int | None:
-        """The smallest rank that leaves no more than `MOST_UNCHANGED` of the predictions; None where there is none."""
+    def smallest_rank(self, limit: int | None = None) -> int | None:
+        """
+        The smallest rank, up to `limit`, that leaves no more than `MOST_UNCHANGED` of the predictions of any label;
+        None where there is none.
+        """
         groups = range(len(self.old))
-        for rank in range(1, max(group.dim for group in self.statistics.groups)):
+        largest = max(group.dim for group in self.statistics.groups) - 1
+        for rank in range(1, min(largest, limit or largest) + 1):
             try:
                 bases = self.bases([rank for _ in groups])
             except RankError:
                 return None
             unchanged = self.unchanged(bases)
-            if unchanged is not None and unchanged <= MOST_UNCHANGED:
+            if unchanged is not None and unchanged.worst <= MOST_UNCHANGED:
                 return rank
         return None

@@ -195,7 +195,7 @@ def _same_tensor(tensor: Tensor) -> tuple:
 @torch.no_grad()
 def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tensor, num_labels: int | None) -> None:
     name = type(model).__name__
-    other = {key: torch.roll(value, 1, dims=-1) if value.ndim > 1 else value for key, value in inputs.items()}
+    other = {key: _another(value) if key == _main_input(model, inputs) else value for key, value in inputs.items()}
 
     def run(batch: dict[str, Tensor], edit) -> Tensor:
         with edited_features(model, groups, lambda _, features: edit(features)):
@@ -212,6 +212,21 @@ def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tens
         raise SiteError(f"{name} reads images past the head that was found: features of zero still tell them apart.")
     if not torch.allclose(run(inputs, torch.clone), logits, rtol=1e-4, atol=1e-5):
         raise SiteError(f"{name} gives other logits when its features are passed on unchanged.")
+
+
+def _main_input(model, inputs: dict[str, Tensor]) -> str:
+    return model.main_input_name if model.main_input_name in inputs else next(iter(inputs))
+
+
+def _another(images: Tensor) -> Tensor:
+    """
+    Noise where there were images, so that nothing of them is left; tokens in another order, so that they stay
+    tokens.
+    """
+    if not images.is_floating_point():
+        return images.flip(-1).roll(1, dims=-1)
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(images.device, images.dtype) + 1
 
 
 @torch.no_grad()

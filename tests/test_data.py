@@ -172,7 +172,11 @@ def test_requested_labels_are_the_data_sets_and_its_classes_are_matched_by_name(
     model = Config(["bird", "cat", "dog", "fish"])
     assert data.labels_in(model) == [1, 2, 0]
     assert data.resolve("dog", model) == [1]
-    assert data.resolve(["cat,2"], model) == [0, 2]
+    assert data.resolve(["cat,bird"], model) == [0, 2]
+    for number in (2, "2", "#2", "cat,2"):  # the data set's "bird" or the model's "dog"?
+        with pytest.raises(LabelError, match="Class 2 is 'bird' in the data set and another one in the model"):
+            data.resolve(number, model)
+    assert data.resolve("cat,2", Config(NAMES)) == [0, 2]
     with pytest.raises(LabelError, match="no label 'fish'"):
         data.resolve("fish", model)  # the data set has none of it
     with pytest.raises(LabelError, match="All 3 classes of the model are to be forgotten"):
@@ -183,6 +187,17 @@ def test_requested_labels_are_the_data_sets_and_its_classes_are_matched_by_name(
     assert plain.resolve("dog", Config(NAMES)) == [1]
     with pytest.raises(LabelError, match=r"data set has 3 classes .* and the model 4"):
         plain.resolve("dog", model)
+
+
+def test_every_forgotten_class_has_images_and_one_class_is_left(tmp_path):
+    data = load_images(save_parquet(tmp_path / "named", train=labelled([0, 1], NAMES)))
+    assert data.forget_set([0, 1])["label"] == [0, 1]
+    with pytest.raises(ForgetSetError, match=r"forget set is empty for \['bird'\]"):
+        data.forget_set([0, 2])
+    erased = Config(NAMES)
+    erased.erasures = [{"label_ids": [0]}, {"label_ids": [1]}]
+    with pytest.raises(LabelError, match="All 3 classes"):
+        data.resolve("bird", erased)
 
 
 # Batches.

@@ -2,6 +2,7 @@
 
 import copy
 
+import datasets
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
@@ -180,7 +181,9 @@ def test_where_no_rank_is_enough_that_is_said():
         model.classifier.bias[0] = 1000  # whatever the features
     with pytest.raises(RankError, match="No rank changes the head's prediction for 90%"):
         erase(model, batches(images(20)), rank="auto")
-    with pytest.warns(IncompleteErasureWarning, match=r"still gives 100.0% .* No rank brings that to 10 % or less"):
+    with pytest.warns(
+        IncompleteErasureWarning, match=r"still gives 100.0% .* No rank that was tried brings that to 10% or less"
+    ):
         assert erase(model, batches(images(20)), rank=1).config.erasures[0]["unchanged"] == 1
 
 
@@ -230,3 +233,36 @@ def test_labels_are_matched_to_the_models_by_name():
 def test_without_labels_none_are_recorded():
     erased = quietly(tiny(), labelled([0] * 6).remove_columns("label"), rank=1, processor=PROCESSOR)
     assert erased.config.erasures[0]["labels"] is None
+
+
+def test_a_class_that_stays_does_not_hide_behind_a_larger_one_that_goes(resnet, fashion):
+    trousers, bags = (fashion.select(fashion.train, [label]) for label in (TROUSER, BAG))
+    both = datasets.concatenate_datasets([trousers.select(range(140)), bags.select(range(10))])
+    with pytest.warns(IncompleteErasureWarning, match=r"and 100.0% of those of class 'Bag'"):
+        record = erase(resnet, both, rank=1).config.erasures[0]
+    assert record["unchanged"] < 0.1
+    assert record["unchanged_by_label"][1] == 1
+    record = erase(resnet, both, rank="auto").config.erasures[0]
+    assert max(record["unchanged_by_label"]) <= 0.1
+    assert record["rank"] > 1
+
+
+def test_labels_that_are_not_the_models_are_suspected(resnet, fashion):
+    forget_set = fashion.select(fashion.train, [TROUSER]).select(range(64))
+    shifted = forget_set.cast_column("label", datasets.Value("int64")).map(lambda row: {"label": row["label"] + 1})
+    with pytest.warns(IncompleteErasureWarning, match="or are the labels not the model's class indices"):
+        record = erase(resnet, shifted, rank=1).config.erasures[0]
+    assert record["right_before"] < 0.1
+
+
+def test_all_classes_are_not_erased():
+    forget_set = [{"pixel_values": images(8), "labels": torch.arange(8) % len(NAMES)}]
+    with pytest.raises(LabelError, match="which leaves nothing to keep"):
+        quietly(tiny(), forget_set, rank=1)
+
+
+def test_a_users_transform_or_format_does_not_change_what_is_erased(resnet, fashion):
+    forget_set = fashion.select(fashion.train, [TROUSER]).select(range(64))
+    plain = erase(resnet, forget_set, rank=1).projections[0].basis
+    for other in (forget_set.with_transform(lambda rows: {"x": [0] * 64}), forget_set.with_format("torch", ["label"])):
+        assert torch.equal(erase(resnet, other, rank=1).projections[0].basis, plain)

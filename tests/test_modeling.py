@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_esc import ESCModel, erase
-from hf_esc.errors import CheckpointError, SiteError
+from hf_esc.errors import CheckpointError, ModelError, SiteError
 from hf_esc.modeling_esc import wrap
 from tests.zoo import ZOO
 
@@ -220,3 +220,49 @@ def test_erasing_with_the_projection_switched_off_gives_a_model_with_it_on(erase
     assert all(projection.enabled for projection in again.projections)
     assert again.config.ranks == [3]
     assert (again.features(**inputs) @ erased.projections[0].basis).abs().max() < 1e-4
+
+
+def test_contexts_that_overlap_and_copies_made_within_one_are_projected_after_it(erased, inputs):
+    projected = logits(erased, inputs)
+    first, second = erased.disable_projection(), erased.disable_projection()
+    first.__enter__()
+    second.__enter__()
+    copies = [copy.deepcopy(erased), pickle.loads(pickle.dumps(erased))]
+    first.__exit__(None, None, None)
+    assert not torch.equal(logits(erased, inputs), projected)  # the second is still open
+    second.__exit__(None, None, None)
+    for model in (erased, *copies):
+        assert torch.equal(logits(model, inputs), projected)
+
+
+def test_what_one_thread_switches_off_stays_on_in_another(erased, inputs):
+    projected = logits(erased, inputs)
+    with erased.disable_projection(), ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(logits, erased, inputs).result(), projected)
+
+
+def test_autocast_does_not_leave_a_part_of_the_class(erased, inputs):
+    z, projection = torch.randn(16, 32), erased.projections[0]
+    exact = projection(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(projection(z), exact)
+    assert (exact @ projection.basis).abs().max() < 1e-5
+
+
+def test_gradient_accumulation_reports_the_loss_of_one_batch(erased, inputs, tmp_path):
+    rows = [{"pixel_values": x, "labels": i % 5} for i, x in enumerate(inputs["pixel_values"])]
+    settings = {"max_steps": 1, "learning_rate": 0.0, "logging_steps": 1, "use_cpu": True, "save_strategy": "no"}
+    losses = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        arguments = TrainingArguments(
+            tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, **settings
+        )
+        trainer = Trainer(copy.deepcopy(erased), arguments, train_dataset=rows)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_the_inside_of_an_erased_model_is_not_erased_on_its_own(erased, inputs):
+    with pytest.raises(ModelError, match="Pass the ESCModel"):
+        erase(erased.base_model, [inputs], rank=1)

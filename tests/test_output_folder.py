@@ -1,5 +1,7 @@
 """An output folder is written whole or not at all."""
 
+import json
+
 import pytest
 
 from hf_esc.cli.output_folder import check_output, write_folder
@@ -8,7 +10,7 @@ from hf_esc.errors import OutputError
 
 def fail_within(target, content: str) -> None:
     with write_folder(target, overwrite=True) as folder:
-        (folder / "config.json").write_text(content)
+        (folder / "config.json").write_text(json.dumps({"model_type": content}))
         raise ZeroDivisionError
 
 
@@ -19,10 +21,10 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     assert list((tmp_path / "a").iterdir()) == []
     for content in ("old", "new"):
         with write_folder(target, overwrite=True) as folder:
-            (folder / "config.json").write_text(content)
+            (folder / "config.json").write_text(json.dumps({"model_type": content}))
     with pytest.raises(ZeroDivisionError):
         fail_within(target, "half")
-    assert (target / "config.json").read_text() == "new"
+    assert json.loads((target / "config.json").read_text()) == {"model_type": "new"}
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
     with pytest.raises(OutputError, match="not empty"), write_folder(target, overwrite=False):
         pass
@@ -35,3 +37,23 @@ def test_what_cannot_be_made_is_said_before_the_work(tmp_path):
             check_output(folder, overwrite=True)
     check_output(tmp_path / "a" / "b" / "model", overwrite=False)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_overwriting_takes_the_model_alone_and_leaves_what_is_the_users(tmp_path):
+    target = tmp_path / "model"
+    (target / ".git").mkdir(parents=True)
+    (target / ".git" / "HEAD").write_text("ref")
+    contents = {"config.json": '{"model_type": "vit"}', "model-00001-of-00002.safetensors": "", "notes": "n"}
+    for name, content in contents.items():
+        ("config.json", '{"model_type": "vit"}'),
+        ("model-00001-of-00002.safetensors", ""),
+        ("notes", "n"),
+    ):
+        (target / name).write_text(content)
+    with write_folder(target, overwrite=True) as folder:
+        (folder / "config.json").write_text('{"model_type": "esc"}')
+    assert {path.name for path in target.iterdir()} == {".git", "config.json", "notes"}
+    assert (target / ".git" / "HEAD").read_text() == "ref"
+    (target / "config.json").write_text("{}")
+    with pytest.raises(OutputError, match="no model, which --overwrite leaves alone"):
+        check_output(target, overwrite=True)

@@ -55,7 +55,7 @@ def erase(
     rank_value = _rank(rank)
     clock = _Clock()
 
-    from ..data import load_images
+    from ..data import image_channels, load_images
     from ..erasure import erase as run_erase
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
     from ..loading import load_classifier, load_processor
@@ -64,7 +64,7 @@ def erase(
     original = load_classifier(model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code)
     data = load_images(dataset, image_column=image_column, label_column=label_column)
     labels = data.resolve(forget, original.config)
-    forget_set = data.select(data.train, labels)
+    forget_set = data.forget_set(labels)
     processor = load_processor(original)
     clock.lap("load")
 
@@ -106,7 +106,7 @@ def erase(
                 processor=processor,
                 batch_size=batch_size,
                 num_workers=num_workers,
-                num_channels=getattr(original.config, "num_channels", 3),
+                num_channels=image_channels(original.config),
             )
             before, after = asdict(measured["before"]), asdict(measured["after"])
             clock.lap("evaluate")

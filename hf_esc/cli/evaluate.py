@@ -37,7 +37,7 @@ def evaluate(
 
     Example: hf-esc evaluate demo --dataset embedded
     """
-    from ..data import load_images
+    from ..data import image_channels, load_images
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
     from ..loading import load_classifier, load_processor
     from ..modeling_esc import ESCModel
@@ -49,6 +49,8 @@ def evaluate(
     run = model_classifier(classifier)
     columns = {"model": run}
     labels: list[int] | None = None
+    erased: set[int] = set()
+    mapping = data.labels_in(classifier.config)
     # Remote code has its own ESCModel class, so the model type decides.
     if classifier.config.model_type == ESCModel.config_class.model_type:
 
@@ -58,7 +60,7 @@ def evaluate(
 
         columns = {"original": original, "erased": run}
         erased = {label for record in classifier.config.erasures for label in record.get("label_ids") or ()}
-        labels = [label for label, there in enumerate(data.labels_in(classifier.config)) if there in erased]
+        labels = [label for label, there in enumerate(mapping) if there in erased]
     if forget:
         labels = data.resolve(forget, classifier.config)
     if not labels:
@@ -67,11 +69,13 @@ def evaluate(
         columns,
         data,
         labels,
-        mapping=data.labels_in(classifier.config),
+        # A class that was erased and is not asked for is neither forgotten nor retained.
+        leave_out=[label for label, there in enumerate(mapping) if there in erased and label not in labels],
+        mapping=mapping,
         processor=load_processor(classifier),
         batch_size=batch_size,
         num_workers=num_workers,
-        num_channels=getattr(classifier.config, "num_channels", 3),
+        num_channels=image_channels(classifier.config),
     )
     results = {name: asdict(accuracies) for name, accuracies in measured.items()}
     names = [data.label_names[label] if data.label_names else label for label in labels]

@@ -1,12 +1,22 @@
 """Write a folder whole or not at all: a killed run leaves none that looks finished."""
 
+import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import OutputError
+
+_WEIGHTS = {".safetensors", ".bin"}
+_MODEL_FILES = {
+    "config.json",
+    "preprocessor_config.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+}
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -25,10 +35,24 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(f"The output folder {folder} is not empty. Pass --overwrite to replace the model in it.")
-    if not (folder / "config.json").is_file():
+    if not _holds_model(folder):
         raise OutputError(
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
+
+
+def _copy(item: Path, target: Path) -> None:
+    if item.is_dir():
+        shutil.copytree(item, target, symlinks=True)
+    else:
+        shutil.copy2(item, target, follow_symlinks=False)
+
+
+def _holds_model(folder: Path) -> bool:
+    try:
+        return "model_type" in json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
 
 
 @contextmanager
@@ -48,5 +72,9 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         fresh.mkdir()
         yield fresh
         if folder.exists():
+            # What is no part of a model, such as notes or `.git`, is the user's and stays.
+            for item in folder.iterdir():
+                if item.name not in _MODEL_FILES and item.suffix not in _WEIGHTS and not (fresh / item.name).exists():
+                    _copy(item, fresh / item.name)
             folder.rename(old)
         fresh.rename(folder)
