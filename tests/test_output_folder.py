@@ -45,10 +45,6 @@ def test_overwriting_takes_the_model_alone_and_leaves_what_is_the_users(tmp_path
     (target / ".git" / "HEAD").write_text("ref")
     contents = {"config.json": '{"model_type": "vit"}', "model-00001-of-00002.safetensors": "", "notes": "n"}
     for name, content in contents.items():
-        ("config.json", '{"model_type": "vit"}'),
-        ("model-00001-of-00002.safetensors", ""),
-        ("notes", "n"),
-    ):
         (target / name).write_text(content)
     with write_folder(target, overwrite=True) as folder:
         (folder / "config.json").write_text('{"model_type": "esc"}')
