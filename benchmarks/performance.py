@@ -171,6 +171,16 @@ def erase_rows(rows: int) -> None:
     print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
 
 
+def command_help(runs: int) -> dict:
+    """`hf-esc --help` as a user starts it."""
+    command = [Path(sys.executable).parent / "hf-esc", "--help"]
+    return {
+        "seconds": statistics.median(
+            seconds(lambda: subprocess.run(command, capture_output=True, check=True)) for _ in range(runs)
+        )
+    }
+
+
 def memory() -> dict:
     few, many = peak_memory(5_000), peak_memory(50_000)
     return {"mib_5000_rows": few, "mib_50000_rows": many, "difference_mib": many - few}
@@ -216,6 +226,7 @@ def main() -> None:
             lambda r: r["times_faster"] >= 4,
         ),
         "inference/vit-b16": (lambda: inference(runs), "ratio at most 1.02", lambda r: r["ratio"] <= 1.02),
+        "cli/help": (lambda: command_help(runs), "under half a second", lambda r: r["seconds"] < 0.5),
         "memory/erase": (memory, "within 16 MiB", lambda r: r["difference_mib"] <= 16),
     }
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -98,8 +98,10 @@ def performance() -> str:
             measured = f"{faster:.1f} times faster" if faster else f"ratio {entry['ratio']:.3f}"
             if "projector_difference" in entry:
                 measured += f", projectors within {entry['projector_difference']:.0e}"
-        else:
+        elif "difference_mib" in entry:
             measured = f"{entry['difference_mib']:.1f} MiB more"
+        else:
+            measured = f"{entry['seconds']:.2f} s"
         rows.append([f"`{name}`", entry["bar"], measured, "met" if entry["met"] else "**missed**"])
     return table(["measurement", "bar", "measured", ""], rows)
 

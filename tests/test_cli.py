@@ -1,7 +1,9 @@
 """hf-esc: data on stdout, messages on stderr, an exit code to trust, and an output folder whole or not at all."""
 
 import json
+import subprocess
 import sys
+import time
 
 import pytest
 from datasets import DatasetDict
@@ -301,3 +303,30 @@ def test_help_imports_no_torch():
 
 def test_version(hf_esc):
     assert hf_esc("--version")[:2] == (0, f"{__version__}\n")
+
+
+def test_without_a_test_split_its_numbers_are_null(hf_esc, tmp_path, fashion):
+    rows = fashion.train.select(range(200))
+    DatasetDict(train=rows).save_to_disk(tmp_path / "data")
+    arguments = ("--dataset", tmp_path / "data", "--forget", "Trouser", "--output", tmp_path / "out", "--json")
+    code, out, _ = hf_esc("erase", "embedded/resnet", *arguments)
+    assert code == 0
+    for when in ("before", "after"):
+        values = json.loads(out)[when]
+        assert values["forget_test"] is values["retain_test"] is values["hm_test"] is None
+        assert values["retain_train"] > 80
+
+
+def test_a_run_killed_while_it_works_leaves_no_folder(tmp_path):
+    arguments = ["erase", "embedded/resnet", "--dataset", "embedded", "--forget", "Trouser", "--output", "out"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "hf_esc.cli", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not list(tmp_path.glob(".out.unfinished-*/new/config.json")) and run.poll() is None:
+        time.sleep(0.02)
+    run.kill()
+    assert run.wait() == -9
+    assert not (tmp_path / "out").exists()
