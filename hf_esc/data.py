@@ -211,9 +211,8 @@ def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
             loaded = load_dataset(name, revision=revision)
     except Exception as error:  # what `datasets` raises ranges over a dozen types, from every file format it reads
         raise DataError(
-            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {error} It should be `embedded`, a "
-            f"folder "
-            "with parquet files or with one folder of images per class, or an id on the Hub."
+            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {str(error).rstrip('.')}. It should be "
+            "`embedded`, a folder with parquet files or with one folder of images per class, or an id on the Hub."
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
 

@@ -65,6 +65,8 @@ def test_erase_prints_one_json_object_with_what_was_measured(erased, data):
             "rank",
             "features",
             "num_forget",
+            "unchanged_by_label",
+            "complete",
             "unchanged",
             "seconds",
             "output",
@@ -155,6 +157,11 @@ def test_an_incomplete_erasure_is_a_warning_on_stderr(hf_esc, data, tmp_path):
     assert "Warning: The erasure is incomplete: with rank 1" in err
     result = json.loads(out)
     assert result["unchanged"] > 0.5
+    assert result["complete"] is False
+    assert max(result["unchanged_by_label"]) > 0.5
+    out = hf_esc("erase", *arguments[:-1], "--no-evaluate", "--rank", "1", "--overwrite")[1]
+    assert "NOT ERASED WHOLE" in out
+    assert "Hidden from the head" not in out
     assert result["before"] is result["after"] is None
 
 

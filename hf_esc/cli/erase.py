@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import RankError
+from ..errors import IncompleteErasureWarning, RankError
 from . import options
 from .output_folder import check_output, write_folder
 from .report import accuracy_table, print_json
@@ -53,6 +53,7 @@ def erase(
     Example: hf-esc erase embedded --dataset embedded --forget Trouser --output demo
     """
     rank_value = _rank(rank)
+    check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
     clock = _Clock()
 
     from ..data import image_channels, load_images
@@ -60,7 +61,6 @@ def erase(
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
     from ..loading import load_classifier, load_processor
 
-    check_output(output, overwrite=overwrite)
     original = load_classifier(model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code)
     data = load_images(dataset, image_column=image_column, label_column=label_column)
     labels = data.resolve(forget, original.config)
@@ -112,6 +112,7 @@ def erase(
             clock.lap("evaluate")
 
     record = reloaded.config.erasures[-1]
+    incomplete = [warning for warning in caught if issubclass(warning.category, IncompleteErasureWarning)]
     if json:
         print_json(
             {
@@ -124,6 +125,8 @@ def erase(
                 "features": sum(site["dim"] for site in reloaded.config.sites),
                 "num_forget": record["num_images"],
                 "unchanged": record["unchanged"],
+                "unchanged_by_label": record["unchanged_by_label"],
+                "complete": None if record["unchanged"] is None else not incomplete,
                 "seconds": clock.seconds,
                 "output": str(output),
             }
@@ -138,8 +141,13 @@ def erase(
     )
     if before and after:
         typer.echo(accuracy_table({"before": before, "after": after}))
-        typer.echo("The class is hidden from the head. A probe trained on the features may still read it.")
-    typer.echo(f"The erased model is in {output}.")
+    if incomplete:
+        typer.echo(f"NOT ERASED WHOLE. {incomplete[-1].message}")
+    elif record["unchanged"] is None:
+        typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
+    else:
+        typer.echo("Hidden from the head. A probe trained on the features may still read it.")
+    typer.echo(f"The model is in {output}.")
 
 
 def _rank(value: str | None):

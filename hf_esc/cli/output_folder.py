@@ -66,8 +66,12 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     check_output(folder, overwrite=overwrite)
     folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.unfinished-") as scratch:
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.unfinished-")
+    except OSError as error:
+        raise OutputError(f"The output {folder} cannot be made: {error}.") from error
+    with hidden as scratch:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"
         fresh.mkdir()
         yield fresh
