@@ -21,8 +21,8 @@ class ESCConfig(PretrainedConfig):
         ranks (`list[int]`): The number of erased directions of each projection.
         erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
             `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the forget images
-            whose prediction stayed, of a sample of `unchanged_of`) and `unchanged_by_label`, `right_before` (share that
-            was classified as labelled before), `versions` and `date`.
+            whose prediction stayed, of a sample of `unchanged_of`), `unchanged_by_label`, `right_before` (share that
+            had the prediction of its label before), `versions` and `date`.
 
     Raises:
         CheckpointError: If `base_config` or `sites` is missing, or there is not one rank for each site.
