@@ -105,10 +105,10 @@ def main() -> None:
         for forget in classes:
             erased = erase(model, data.select(data.train, [forget]), p=SETTINGS["p"], processor=processor)
             after = features_and_predictions(erased, data, processor)
-            left = projected(original, erased.projections[0].basis)
+            left = projected(original, erased.projections[0].factors[0].basis)
             assert np.allclose(left["test"][0], after["test"][0], atol=1e-3)  # the same features, both ways
             entry["classes"][data.label_names[forget]] = {
-                "rank": erased.config.ranks[0],
+                "rank": erased.config.erasures[-1]["rank"],
                 "unchanged": erased.config.erasures[-1]["unchanged"],
                 "before": head_accuracies(original, forget),
                 "after": head_accuracies(after, forget),

@@ -104,18 +104,41 @@ def spanned_directions(second_moment: Tensor, largest: Tensor | None = None) -> 
 
     `largest` is the size that rounding is relative to, where that is not the largest eigenvalue of this matrix.
     """
+    eigenvalues, vectors = _eigenvectors(second_moment)
+    scale = eigenvalues[0].clamp_min(0) if largest is None else largest
+    return vectors[:, eigenvalues > _NOISE * scale]
+
+
+def complete_basis(second_moment: Tensor) -> Tensor:
+    r"""
+    All eigenvectors of a second moment: the full basis U of ESC-T.
+
+    Complete also where fewer features than dimensions were seen: directions that no feature has are a part of it, in
+    an arbitrary basis of their own. Without them \(U U^\top\) would not be the identity, and an untouched mask would
+    erase.
+
+    Args:
+        second_moment (`torch.Tensor` of shape `(d, d)`): Symmetric, uncentred, float64.
+
+    Returns:
+        `torch.Tensor` of shape `(d, d)`: orthonormal, float64, by decreasing eigenvalue, signs fixed.
+
+    Raises:
+        NonFiniteError: If the second moment is not finite.
+    """
+    return _eigenvectors(second_moment)[1].contiguous()
+
+
+def _eigenvectors(second_moment: Tensor) -> tuple[Tensor, Tensor]:
+    """By decreasing eigenvalue; in each, the entry of largest size is positive."""
     if not torch.isfinite(second_moment).all():
         raise NonFiniteError("The second moment has NaN or infinite entries, so it has no principal directions.")
     eigenvalues, vectors = torch.linalg.eigh(second_moment.double())  # ascending
     eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
-    scale = eigenvalues[0].clamp_min(0) if largest is None else largest
-    kept = vectors[:, eigenvalues > _NOISE * scale]
-    if not kept.shape[1]:
-        return kept
-    return kept * kept.gather(0, kept.abs().argmax(dim=0, keepdim=True)).sign()
+    return eigenvalues, vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
 
 
-def remaining_directions(basis: Tensor, second_moment: Tensor) -> Tensor:
+def remaining_directions(basis: Tensor, second_moment: Tensor, largest: Tensor | None = None) -> Tensor:
     r"""
     All principal directions of what `basis` leaves of a second moment: those of \(P M P\), \(P = I - U U^\top\).
 
@@ -126,17 +149,21 @@ def remaining_directions(basis: Tensor, second_moment: Tensor) -> Tensor:
         basis (`torch.Tensor` of shape `(d, k)`): Orthonormal columns; `k = 0` for none.
         second_moment (`torch.Tensor` of shape `(d, d)`): Of features before or after the projection, which is the
             same.
+        largest (`torch.Tensor`, *optional*): The size that rounding is relative to, where the moment was made smaller
+            by other factors of a projection before.
 
     Returns:
         `torch.Tensor` of shape `(d, r)`: orthonormal, float64, by decreasing eigenvalue.
     """
     if basis.shape[1] == 0:
-        return spanned_directions(second_moment)
+        return spanned_directions(second_moment, largest)
     # float32 storage is orthonormal to 1e-7 only
     old = torch.linalg.qr(basis.to(second_moment.device, torch.float64)).Q
     left = second_moment - old @ (old.T @ second_moment)
     left = left - (left @ old) @ old.T
-    new = spanned_directions((left + left.T) / 2, largest=second_moment.diagonal().max())
+    new = spanned_directions(
+        (left + left.T) / 2, largest=second_moment.diagonal().max() if largest is None else largest
+    )
     return new - old @ (old.T @ new)
 
 

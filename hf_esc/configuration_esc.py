@@ -18,14 +18,16 @@ class ESCConfig(PretrainedConfig):
         sites (`list[dict]`): One entry for each projection: `modules`, the paths of the head's modules that read the
             features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie; `position`,
             which of several positions of an image makes the logits (None: all do).
-        ranks (`list[int]`): The number of erased directions of each projection.
+        factors (`list[list[dict]]`): For each projection its factors in order: `{"type": "low_rank", "rank": k}`
+            removes k directions (ESC), `{"type": "masked"}` is a basis with a binary mask (ESC-T).
         erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
             `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the forget images
             whose prediction stayed, of a sample of `unchanged_of`), `unchanged_by_label`, `right_before` (share that
-            had the prediction of its label before), `versions` and `date`.
+            had the prediction of its label before), `versions` and `date`; for `esc-t` the settings and the end of the
+            training too, see [`ESCTTrainer`].
 
     Raises:
-        CheckpointError: If `base_config` or `sites` is missing, or there is not one rank for each site.
+        CheckpointError: If `base_config` or `sites` is missing, or there is not one list of factors for each site.
     """
 
     model_type = "esc"
@@ -37,21 +39,21 @@ class ESCConfig(PretrainedConfig):
         self,
         base_config: PretrainedConfig | dict[str, Any] | None = None,
         sites: list[dict[str, Any]] | None = None,
-        ranks: list[int] | None = None,
+        factors: list[list[dict[str, Any]]] | None = None,
         erasures: list[dict[str, Any]] | None = None,
         **kwargs,
     ):
-        if base_config is None or not sites or ranks is None or len(ranks) != len(sites):
+        if base_config is None or not sites or factors is None or len(factors) != len(sites):
             raise CheckpointError(
-                "An ESCConfig needs `base_config`, `sites` and one entry of `ranks` for each site; got "
-                f"base_config={'missing' if base_config is None else 'given'}, sites={sites!r}, ranks={ranks!r}. Make "
-                "one with `hf_esc.erase`, or fetch the checkpoint anew: without these, nothing would be erased."
+                "An ESCConfig needs `base_config`, `sites` and one entry of `factors` for each site; got "
+                f"base_config={'missing' if base_config is None else 'given'}, sites={sites!r}, factors={factors!r}. "
+                "Make one with `hf_esc.erase`, or fetch the checkpoint anew: without these, nothing would be erased."
             )
         if isinstance(base_config, dict):
             base_config = _build_base_config(base_config)
         self.base_config = base_config
         self.sites = [dict(site) for site in sites]
-        self.ranks = list(ranks)
+        self.factors = [[dict(factor) for factor in group] for group in factors]
         self.erasures = list(erasures or [])
         if kwargs.get("id2label") is None and base_config.id2label is not None:
             kwargs.pop("num_labels", None)

@@ -1,42 +1,24 @@
 """ESC, end to end: one pass over the forget set, the closed-form projection, an erased model."""
 
-# Shapes: N forget images, n of them in a bounded sample, d_g feature dimensions of site group g, C classes.
-
 from __future__ import annotations
 
-import copy
-import datetime
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
-import torch
-import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .basis import check_rank, rank_from_percentage
-from .data import (
-    Batch,
-)
-from .errors import ForgetSetError, HfEscError, IncompleteErasureWarning, LabelError, ModelError
-from .features import (
-    MODEL_ERRORS,
-    model_inputs,
-    refused_batch,
-)
-from .forget_set import NOTHING_TO_FORGET, forget_batches
+from .errors import IncompleteErasureWarning
+from .forget_set import forget_batches
 from .forget_statistics import collect
-from .labels import model_label_names
-from .modeling_esc import ESCModel, wrap
-from .projection import Projection
-from .rank import MOST_SUGGESTED, MOST_UNCHANGED, Rank, RankSearch, Unchanged
-from .sites import SiteGroup, find_sites, graph_tensors
-from .version import __version__
-
-Model = TypeVar("Model", bound=PreTrainedModel)
+from .ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
+from .modeling_esc import ESCModel
+from .rank import MOST_SUGGESTED, Rank, RankSearch
+from .sites import SiteGroup
+from .wrapping import wrapped_copy
 
 
 def erase(
@@ -106,22 +88,10 @@ def erase(
             is named.
     """
     _check_arguments(p, rank)
-    erased = _copy(model) if isinstance(model, ESCModel) else None
     batches, image_processor = forget_batches(
         model, forget_set, processor, batch_size, num_workers, image_column, label_column
     )
-    if erased is None:
-        batches = iter(batches)
-        first = next(batches, None)
-        if first is None:
-            raise ForgetSetError(NOTHING_TO_FORGET)
-        base = _copy(model)
-        groups = list(sites) if sites is not None else _sites_of(base, first)
-        erased = wrap(base, [group.to_dict() for group in groups])
-        batches = chain([first], batches)
-    elif sites is not None:
-        raise ValueError("`sites` are those of the ESCModel already; leave them out.")
-    erased.eval()
+    erased, batches = wrapped_copy(model, batches, sites)
     erased.image_processor = image_processor
 
     # The features are taken before any projection, which is then applied in float64: after it, what its rounding
@@ -132,16 +102,7 @@ def erase(
     ranks = search.ranks(p, rank)
     bases = search.bases(ranks)
     unchanged = search.unchanged(bases)
-    labels = sorted(statistics.labels)
-    names = model_label_names(model.config)
-    shown = {label: names[label] if names else label for label in labels}
-    gone = set(labels).union(*(record.get("label_ids") or () for record in erased.config.erasures))
-    if len(gone) == model.config.num_labels:
-        raise LabelError(
-            f"All {len(gone)} classes of the model are to be forgotten, which leaves nothing to keep. To forget "
-            f"images of "
-            "every class, drop their labels (`remove_columns`)."
-        )
+    refuse_all_classes(erased.config, statistics.labels)
     if unchanged is None:
         warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
     elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
@@ -154,45 +115,24 @@ def erase(
             stacklevel=2,
         )
     elif unchanged.worst > MOST_UNCHANGED:
-        _warn(unchanged, ranks, shown, search.smallest_rank(limit=MOST_SUGGESTED))
-    erased.set_bases(
-        bases,
+        _warn(
+            unchanged, ranks, label_names(model.config, statistics.labels), search.smallest_rank(limit=MOST_SUGGESTED)
+        )
+    record = ledger_record(
+        model.config,
+        "esc",
         {
-            "method": "esc",
             "p": None if rank is not None else float(p),
             "rank": ranks[0] if len(set(ranks)) == 1 else ranks,
             "per_class": per_class,
-            "labels": list(shown.values()) or None,
-            "label_ids": labels or None,
-            "num_images": statistics.num_images,
-            "unchanged": unchanged.share if unchanged else None,
-            "unchanged_by_label": list(unchanged.by_label.values()) if unchanged and unchanged.by_label else None,
-            "right_before": unchanged.right_before if unchanged else None,
-            "unchanged_of": len(statistics.sample.predictions),
-            "versions": {
-                "hf_esc": __version__,
-                "torch": torch.__version__,
-                "transformers": transformers.__version__,
-            },
-            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         },
+        labels=statistics.labels,
+        num_images=statistics.num_images,
+        unchanged=unchanged,
+        unchanged_of=len(statistics.sample.predictions),
     )
+    erased.set_factors(search.factors(bases), record)
     return erased
-
-
-def _copy(model: Model) -> Model:
-    """A deep copy, also of a model that caches tensors with a graph, which refuse to be copied."""
-    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
-        raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
-    if not isinstance(model, ESCModel):
-        for module in model.modules():
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(getattr(hook, "__self__", None), Projection):
-                    raise ModelError(
-                        "This is the inside of an erased model, and its erasure would be lost on saving. Pass the "
-                        "ESCModel."
-                    )
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
 
 
 def _check_arguments(p: float, rank: Rank) -> None:
@@ -201,16 +141,6 @@ def _check_arguments(p: float, rank: Rank) -> None:
         rank_from_percentage(p, 10**9)
     elif rank != "auto":
         check_rank(rank)
-
-
-def _sites_of(model: PreTrainedModel, batch: Batch) -> list[SiteGroup]:
-    inputs = model_inputs(model, batch)
-    try:
-        return find_sites(model, inputs)
-    except HfEscError:
-        raise
-    except MODEL_ERRORS as error:
-        raise refused_batch(model, 0, inputs, error) from error
 
 
 def _warn(unchanged: Unchanged, ranks: Sequence[int], names: dict[int, Any], smallest: int | None) -> None:

@@ -141,8 +141,14 @@ def _put(store: Tensor, size: int, slots: Tensor, values: Tensor) -> Tensor:
     return store
 
 
-@torch.no_grad()
-def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequence[Tensor]) -> Tensor:
+def site_modules(model: nn.Module, groups: Sequence[SiteGroup]) -> list[list[nn.Module]]:
+    """The modules of each group of sites."""
+    return [[model.get_submodule(path) for path in group.modules] for group in groups]
+
+
+def apply_sites(
+    modules: Sequence[Iterable[nn.Module]], groups: Sequence[SiteGroup], features: Sequence[Tensor]
+) -> Tensor:
     """
     What each site makes of features `(n, d_g)`, one tensor for each group, without the backbone: `(S, n, C)` for S
     sites.
@@ -150,15 +156,20 @@ def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequen
     Hooks on the sites do not run.
     """
     outputs = []
-    for group, z in zip(groups, features, strict=True):
-        for path in group.modules:
-            module = model.get_submodule(path)
+    for group, sites, z in zip(groups, modules, features, strict=True):
+        for module in sites:
             weight = next(module.parameters())
             z_in = z.to(weight.device, weight.dtype)
             if group.axis == 1:
                 z_in = z_in.reshape(*z_in.shape, *(1,) * (weight.ndim - 2))  # (n, d, 1, 1) for a 2-d convolution
             outputs.append(module.forward(z_in).flatten(1))
     return torch.stack(outputs)
+
+
+@torch.no_grad()
+def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequence[Tensor]) -> Tensor:
+    """[`apply_sites`] of the sites in `model`."""
+    return apply_sites(site_modules(model, groups), groups, features)
 
 
 def head_weights(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBatch) -> Tensor | None:

@@ -1,6 +1,6 @@
 """The erased classifier: any image classifier with a projection in front of its head. Travels with checkpoints."""
 
-# Shapes: B images, d_g feature dimensions of site group g, d their sum, k_g erased directions of g, C classes.
+# Shapes: B images, d_g feature dimensions of site group g, d their sum, C classes.
 
 import copy
 import inspect
@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import transformers
-from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -23,7 +22,7 @@ from transformers.utils import ModelOutput
 from .configuration_esc import ESCConfig
 from .errors import CheckpointError, SiteError
 from .outputs import logits_of, pooled
-from .projection import Projection
+from .projection import LowRankFactor, MaskedFactor, Projection, build_factor
 
 
 @dataclass
@@ -50,7 +49,8 @@ class ESCOutput(ModelOutput):
 class ESCModel(PreTrainedModel):
     r"""
     An image classifier \(f = g \circ h\) whose features pass a projection on their way to the head,
-    \(f'(x) = g(P h(x))\), \(P = I - U U^\top\) (Eq. 2 of [ESC](https://huggingface.co/papers/2504.02199)).
+    \(f'(x) = g(P h(x))\): \(P = I - U U^\top\) of ESC, \(P = U_R U_R^\top\) of ESC-T, or a product of such factors
+    (Eq. 2 and 6 of [ESC](https://huggingface.co/papers/2504.02199)).
 
     The backbone is the original's, bit for bit: whoever holds the file can take the projection off, with
     [`ESCModel.disable_projection`] for one. Make one with [`hf_esc.erase`]; load one with `from_pretrained` of this
@@ -86,7 +86,8 @@ class ESCModel(PreTrainedModel):
         self.loss_type = "ForImageClassification"  # transformers guesses from the class name otherwise
         self.image_processor: Any = None
         self.projections = nn.ModuleList(  # type: ignore[assignment]
-            Projection(site["dim"], rank, site["axis"]) for site, rank in zip(config.sites, config.ranks, strict=True)
+            Projection(site["dim"], [build_factor(site["dim"], factor) for factor in factors], site["axis"])
+            for site, factors in zip(config.sites, config.factors, strict=True)
         )
         for site, projection in zip(config.sites, self.projections, strict=True):
             for path in site["modules"]:
@@ -120,8 +121,8 @@ class ESCModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # The wrapped classifier initialises its own modules. A projection that no checkpoint filled stays NaN.
-        if isinstance(module, Projection):
-            module.basis.fill_(torch.nan)
+        if isinstance(module, LowRankFactor | MaskedFactor):
+            module.unfill()
 
     def forward(
         self,
@@ -187,29 +188,37 @@ class ESCModel(PreTrainedModel):
             for projection in self.projections:
                 projection.thread.times_disabled -= 1
 
-    def set_bases(self, bases: Sequence[Tensor], record: dict[str, Any]) -> None:
+    def set_factors(
+        self, factors: Sequence[Sequence[LowRankFactor | MaskedFactor]], record: dict[str, Any], *, check: bool = True
+    ) -> None:
         """
-        Take over new bases `(d_g, k_g)`, one for each projection, and write the erasure into the ledger.
+        Take over the factors of each projection, and write the erasure into the ledger.
+
+        Args:
+            factors (`Sequence[Sequence]`): All factors of each projection, in order.
+            record (`dict`): The ledger's new entry.
+            check (`bool`, defaults to `True`): False for what is to be looked at and is neither saved nor loaded.
 
         Raises:
-            CheckpointError: If a basis is not finite and orthonormal. The model is left as it was.
+            CheckpointError: If a factor is not what it should be. The model is left as it was.
         """
-        fresh = []
-        for projection, basis in zip(self.projections, bases, strict=True):
-            candidate = Projection(projection.dim, basis.shape[1], projection.axis)
-            candidate.basis = basis.to(projection.basis)
-            candidate.check()
-            fresh.append(candidate.basis)
-        for projection, basis in zip(self.projections, fresh, strict=True):
-            projection.basis = basis
-        self.config.ranks = [basis.shape[1] for basis in fresh]
+        device = next(self.model.parameters()).device
+        fresh = [
+            Projection(projection.dim, group, projection.axis).to(device)
+            for projection, group in zip(self.projections, factors, strict=True)
+        ]
+        if check:
+            for projection in fresh:
+                projection.check()
+        for projection, other in zip(self.projections, fresh, strict=True):
+            projection.factors = other.factors
+        self.config.factors = [[factor.config() for factor in group] for group in factors]
         self.config.erasures = [*self.config.erasures, record]
 
     def check_projections(self) -> None:
         """Raise a [`CheckpointError`] unless every projection is one and erases something."""
         for index, projection in enumerate(self.projections):
-            with align_module_device(projection):  # an offloaded basis is on the meta device until it is asked for
-                projection.check(f"The projection {index} ({projection.dim} features, rank {projection.rank})")
+            projection.check(f"The projection {index} ({projection.dim} features)")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -294,14 +303,14 @@ class ESCFeatureModel(ESCModel):
 
 
 def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
-    """An [`ESCModel`] around `model` that erases nothing yet: rank 0 everywhere. It is neither saved nor loaded."""
+    """An [`ESCModel`] around `model` that erases nothing yet: no factor anywhere. It is neither saved nor loaded."""
     base_config = copy.deepcopy(model.config)
     base_config.architectures = [type(model).__name__]
     if Path(base_config._name_or_path).exists():
         base_config._name_or_path = (
             ""  # an id on the Hub says where the base came from; a path on this machine does not
         )
-    config = ESCConfig(base_config, sites=list(sites), ranks=[0] * len(sites))
+    config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites])
     for name in ("pretrained_cfg", "image_processor_type"):
         # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.
         if hasattr(base_config, name):
@@ -310,10 +319,7 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
         config.image_processor_type = "TimmWrapperImageProcessor"
         config.architecture = base_config.architecture
     esc = ESCModel(config, model=model)
-    first = next(model.parameters())
-    for projection in esc.projections:
-        projection.to(first.device)
-    config.dtype = first.dtype
+    config.dtype = next(model.parameters()).dtype
     return esc.train(model.training)
 
 

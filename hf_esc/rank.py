@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -15,39 +14,15 @@ from .basis import check_rank, join_basis, rank_from_percentage, remaining_direc
 from .errors import RankError
 from .features import site_outputs
 from .forget_statistics import ForgetStatistics
+from .ledger import MOST_UNCHANGED, Unchanged
 from .modeling_esc import ESCModel
+from .moments import SecondMoment
+from .projection import LowRankFactor, Projection, product
 
 Rank = int | Literal["auto"] | None
 
-# The share of unchanged predictions above which an erasure is called incomplete.
-MOST_UNCHANGED = 0.10
 # How far a warning looks for a rank that would do; `rank="auto"` looks at them all.
 MOST_SUGGESTED = 64
-
-
-@dataclass(frozen=True)
-class Unchanged:
-    """
-    What a projection leaves of the head's predictions for the forget images.
-
-    With labels, only a prediction that was right counts as one to be changed: an image that the head took for another
-    class already has nothing to lose.
-
-    Args:
-        share (`float`): Of the sampled images, those whose prediction stays.
-        by_label (`dict[int, float]`, *optional*): The same for each label: a class that stays whole must not hide
-            behind others that went.
-        right_before (`float`, *optional*): With labels, the share whose prediction was right before.
-    """
-
-    share: float
-    by_label: dict[int, float] | None = None
-    right_before: float | None = None
-
-    @property
-    def worst(self) -> float:
-        """The largest share of any label."""
-        return max(self.by_label.values()) if self.by_label else self.share
 
 
 class RankSearch:
@@ -56,15 +31,34 @@ class RankSearch:
     def __init__(self, model: ESCModel, statistics: ForgetStatistics):
         self.model = model
         self.statistics = statistics
-        self.old = [projection.basis for projection in model.projections]
+        # What is new goes beside the basis of a low-rank factor that comes last. Other factors act before it, on the
+        # moments once and for all: F M F^T, in float64.
+        self.leading, self.old = zip(*(p.leading_and_basis() for p in model.projections), strict=True)
+        self.moments = {label: self._led(moments) for label, moments in statistics.moments.items()}
         self.before: Tensor | None = None
         # Without `per_class` each rank's basis is the beginning of the next one's: one eigendecomposition for all.
         self.directions = None
-        if None in statistics.moments:
+        if None in self.moments:
             self.directions = [
-                remaining_directions(basis, moment.matrix)
-                for basis, moment in zip(self.old, statistics.moments[None], strict=True)
+                remaining_directions(basis, *moment)
+                for basis, moment in zip(self.old, self.moments[None], strict=True)
             ]
+
+    def _led(self, moments: Sequence[SecondMoment]) -> list[tuple[Tensor, Tensor | None]]:
+        """For each group the moment of what the leading factors let through, and the size of what they were given."""
+        result: list[tuple[Tensor, Tensor | None]] = []
+        for factors, moment in zip(self.leading, moments, strict=True):
+            if not factors:
+                result.append((moment.matrix, None))
+                continue
+            matrix = product(factors, moment.dim).to(moment.matrix.device)
+            led = matrix @ moment.matrix @ matrix.T
+            result.append(((led + led.T) / 2, moment.matrix.diagonal().max()))
+        return result
+
+    def factors(self, bases: Sequence[Tensor]) -> list[list]:
+        """All factors of each projection, the given bases in their places."""
+        return [[*led, LowRankFactor.of(basis.float())] for led, basis in zip(self.leading, bases, strict=True)]
 
     def ranks(self, p: float, rank: Rank) -> list[int]:
         """The rank for each group."""
@@ -89,9 +83,8 @@ class RankSearch:
             if self.directions is not None:
                 bases.append(join_basis(basis, self.directions[group], rank))
                 continue
-            for label in sorted(label for label in self.statistics.moments if label is not None):
-                moment = self.statistics.moments[label][group]
-                basis = join_basis(basis, remaining_directions(basis, moment.matrix), rank)
+            for label in sorted(label for label in self.moments if label is not None):
+                basis = join_basis(basis, remaining_directions(basis, *self.moments[label][group]), rank)
             bases.append(basis)
         return bases
 
@@ -101,7 +94,7 @@ class RankSearch:
         if weights is None:
             return None
         if self.before is None:
-            erased_before = any(basis.shape[1] for basis in self.old)
+            erased_before = any(len(projection.factors) for projection in self.model.projections)
             self.before = self._predictions(self.old) if erased_before else self.statistics.sample.predictions
         same = self._predictions(bases) == self.before
         labels = self.statistics.sample.labels
@@ -116,9 +109,9 @@ class RankSearch:
     def _predictions(self, bases: Sequence[Tensor]) -> Tensor:
         """The head's class for each sampled image `(n,)`, with these bases projected out."""
         projected = []
-        for z, basis in zip(self.statistics.sample.features, bases, strict=True):
-            u = basis.to(z.device, torch.promote_types(z.dtype, torch.float32))
-            projected.append((z.to(u) - (z.to(u) @ u) @ u.T).to(z.dtype))
+        for z, factors, basis in zip(self.statistics.sample.features, self.leading, bases, strict=True):
+            last = [LowRankFactor.of(basis)] if basis.shape[1] else []
+            projected.append(Projection(z.shape[1], [*factors, *last])(z))
         outputs = site_outputs(self.model.model, self.statistics.groups, projected)  # (S, n, C)
         weights = cast(Tensor, self.statistics.head_weights).to(outputs)
         return torch.einsum("s,snc->nc", weights, outputs).argmax(dim=1).cpu()

@@ -59,7 +59,7 @@ def test_auto_classes_and_pipelines_agree(checkpoint):
     for pool in (False, True):
         features = pipeline("image-feature-extraction", model=str(folder), pool=pool)(image)
         torch.testing.assert_close(torch.tensor(features), output.pooler_output, atol=1e-4, rtol=1e-4)
-    inside = torch.tensor(features) @ erased.projections[0].basis
+    inside = torch.tensor(features) @ erased.projections[0].factors[0].basis
     assert inside.abs().max() < 1e-4 * output.pooler_output.norm()
 
 
@@ -150,7 +150,7 @@ def damage(folder, target, basis=None, config=None):
         (target / file.name).write_bytes(file.read_bytes())
     if basis is not None:
         weights = load_file(target / "model.safetensors")
-        weights["projections.0.basis"] = basis(weights["projections.0.basis"])
+        weights["projections.0.factors.0.basis"] = basis(weights["projections.0.factors.0.basis"])
         weights = {name: tensor.contiguous() for name, tensor in weights.items() if tensor is not None}
         save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     if config is not None:
@@ -176,9 +176,11 @@ DAMAGES = {
     "no column": {"basis": lambda basis: basis[:, :0]},
     "fewer rows": {"basis": lambda basis: basis[:-1]},
     "transposed": {"basis": lambda basis: basis.T},
-    "rank 0 in both": {"basis": lambda basis: basis[:, :0], "config": lambda c: c.update(ranks=[0])},
-    "no sites": {"config": lambda c: c.update(sites=[], ranks=[])},
-    "no ranks": {"config": lambda c: c.pop("ranks")},
+    "rank 0 in both": {"basis": lambda basis: basis[:, :0], "config": lambda c: c["factors"][0][0].update(rank=0)},
+    "no factor": {"basis": lambda basis: None, "config": lambda c: c.update(factors=[[]])},
+    "unknown factor": {"config": lambda c: c["factors"][0][0].update(type="rotated")},
+    "no sites": {"config": lambda c: c.update(sites=[], factors=[])},
+    "no factors": {"config": lambda c: c.pop("factors")},
     "no base": {"config": lambda c: c.pop("base_config")},
     "another module": {"config": lambda c: c["sites"][0].update(modules=["nowhere"])},
 }

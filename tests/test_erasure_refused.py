@@ -138,7 +138,7 @@ def test_nan_in_the_first_batch_is_named(row):
 def test_a_batch_without_images_says_nothing_and_one_that_does_not_fit_is_named():
     padded = quietly(tiny(), batches(images(8)[:0], images(8)), rank=1)
     whole = quietly(tiny(), batches(images(8)), rank=1)
-    assert torch.equal(padded.projections[0].basis, whole.projections[0].basis)
+    assert torch.equal(padded.projections[0].factors[0].basis, whole.projections[0].factors[0].basis)
     for first, message in (
         ({"pixel_values": images(4)[:, :1]}, r"Batch 0 of the images \(pixel_values"),
         ({"pixels": images(4)}, "Batch 0 of the images"),

@@ -31,3 +31,8 @@ def quietly(*args, **kwargs) -> ESCModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IncompleteErasureWarning)
         return erase(*args, **kwargs)
+
+
+def ranks(model: ESCModel) -> list[int | None]:
+    """The rank of every factor of every projection, None for a mask."""
+    return [factor.get("rank") for factors in model.config.factors for factor in factors]

@@ -1,0 +1,92 @@
+"""The ledger of an erased model: one record for each erasure, which says what was done and how well it went."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from .errors import LabelError
+from .labels import model_label_names
+from .version import __version__
+
+# The share of unchanged predictions above which an erasure is called incomplete.
+MOST_UNCHANGED = 0.10
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """
+    What a projection leaves of the head's predictions for the forget images.
+
+    With labels, only a prediction that was right counts as one to be changed: an image that the head took for another
+    class already has nothing to lose.
+
+    Args:
+        share (`float`): Of the images that were looked at, those whose prediction stays.
+        by_label (`dict[int, float]`, *optional*): The same for each label: a class that stays whole must not hide
+            behind others that went.
+        right_before (`float`, *optional*): With labels, the share whose prediction was right before.
+    """
+
+    share: float
+    by_label: dict[int, float] | None = None
+    right_before: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest share of any label."""
+        return max(self.by_label.values()) if self.by_label else self.share
+
+
+def label_names(config, labels: Iterable[int]) -> dict[int, Any]:
+    """The model's name of each label, or its number where there are none."""
+    names = model_label_names(config)
+    return {label: names[label] if names else label for label in sorted(labels)}
+
+
+def refuse_all_classes(config, labels: Iterable[int]) -> None:
+    """
+    Raise a [`LabelError`] where, with `labels` and what was erased before, no class of the model would be left.
+    """
+    gone = set(labels).union(*(record.get("label_ids") or () for record in getattr(config, "erasures", [])))
+    if len(gone) == config.num_labels:
+        raise LabelError(
+            f"All {len(gone)} classes of the model are to be forgotten, which leaves nothing to keep. To forget "
+            "images of every class, drop their labels (`remove_columns`)."
+        )
+
+
+def ledger_record(
+    config,
+    method: str,
+    settings: dict[str, Any],
+    *,
+    labels: Iterable[int],
+    num_images: int,
+    unchanged: Unchanged | None,
+    unchanged_of: int,
+) -> dict[str, Any]:
+    """A record as [`ESCConfig`] describes it."""
+    shown = label_names(config, labels)
+    return {
+        "method": method,
+        **settings,
+        "labels": list(shown.values()) or None,
+        "label_ids": list(shown) or None,
+        "num_images": num_images,
+        "unchanged": unchanged.share if unchanged else None,
+        "unchanged_by_label": list(unchanged.by_label.values()) if unchanged and unchanged.by_label else None,
+        "right_before": unchanged.right_before if unchanged else None,
+        "unchanged_of": unchanged_of,
+        "versions": {
+            "hf_esc": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }
