@@ -14,6 +14,8 @@ _HOMES = {
     "ESCConfig": "configuration_esc",
     "ESCModel": "modeling_esc",
     "ESCFeatureModel": "modeling_esc",
+    "ESCTTrainer": "trainer_esc_t",
+    "ESCTTrainingArguments": "training_args_esc_t",
     "erase": "erasure",
     "SecondMoment": "moments",
     "principal_directions": "basis",
@@ -29,6 +31,8 @@ __all__ = [
     "ESCConfig",
     "ESCFeatureModel",
     "ESCModel",
+    "ESCTTrainer",
+    "ESCTTrainingArguments",
     "HfEscError",
     "SecondMoment",
     "SiteGroup",
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
     from .modeling_esc import ESCFeatureModel, ESCModel
     from .moments import SecondMoment
     from .sites import SiteGroup, find_sites
+    from .trainer_esc_t import ESCTTrainer
+    from .training_args_esc_t import ESCTTrainingArguments
 
 
 def __getattr__(name: str):

@@ -280,6 +280,13 @@ def image_channels(config) -> int:
     return getattr(getattr(config, "base_config", config), "num_channels", None) or 3
 
 
+def picture_batch(processor, num_channels: int = 3) -> Batch:
+    """A batch of one picture of noise, to find a model's head with where there is no image at hand."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(noise).convert("L" if num_channels == 1 else "RGB")
+    return dict(processor(images=[picture], return_tensors="pt"))
+
+
 def image_batches(
     dataset: Dataset | IterableDataset,
     processor,

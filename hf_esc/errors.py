@@ -41,6 +41,10 @@ class CheckpointError(HfEscError, ValueError):
     """A checkpoint whose projection is missing, damaged, or does not fit its configuration."""
 
 
+class MaskError(HfEscError, ValueError):
+    """A trained mask that erases nothing, or everything."""
+
+
 class OutputError(HfEscError, FileExistsError):
     """An output folder that holds something already."""
 

@@ -54,7 +54,7 @@ def forget_batches(model, forget_set, processor, batch_size: int, num_workers: i
             raise
         mapping = None
     else:
-        mapping = _label_mapping(features[label_column], model.config)
+        mapping = label_mapping(features[label_column], model.config)
     processor = processor if processor is not None else load_processor(model)
     batches = image_batches(
         forget_set,
@@ -66,7 +66,7 @@ def forget_batches(model, forget_set, processor, batch_size: int, num_workers: i
         num_channels=image_channels(model.config),
     )
     bar = logging.tqdm(batches, total=total, desc="Forget features", unit="batch")
-    return (batch if mapping is None else _map_labels(batch, mapping) for batch in bar), processor
+    return (batch if mapping is None else map_labels(batch, mapping) for batch in bar), processor
 
 
 def _resolved_features(stream: datasets.IterableDataset):
@@ -80,7 +80,7 @@ def _resolved_features(stream: datasets.IterableDataset):
         ) from error
 
 
-def _label_mapping(feature, config) -> list[int]:
+def label_mapping(feature, config) -> list[int]:
     """For each class index of the data set, the model's."""
     names = model_label_names(config)
     if isinstance(feature, datasets.ClassLabel):
@@ -93,7 +93,8 @@ def _label_mapping(feature, config) -> list[int]:
     return list(range(config.num_labels))
 
 
-def _map_labels(batch: Batch, mapping: list[int]) -> Batch:
+def map_labels(batch: Batch, mapping: list[int]) -> Batch:
+    """A batch whose labels are the model's, from one whose labels are the data set's."""
     labels = batch["labels"]
     if labels.min() < 0 or labels.max() >= len(mapping):
         raise DataError(

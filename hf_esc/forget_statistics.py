@@ -62,12 +62,17 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
         ForgetSetError: If there is no image, or no label where one is needed.
         NonFiniteError: If a feature is not finite; the batch is named.
     """
-    groups = [SiteGroup(**site | {"modules": tuple(site["modules"])}) for site in model.config.sites]
+    groups = [SiteGroup.from_dict(site) for site in model.config.sites]
     statistics = ForgetStatistics(groups)
     for number, batch in enumerate(stream_features(model.model, groups, batches)):
-        _check_labels(batch, number, model.config.num_labels, labelled=bool(statistics.labels))
+        if bool(statistics.labels) != (batch.labels is not None) and number:
+            raise ForgetSetError(
+                f"Batch {number} of the forget set has {'no labels' if statistics.labels else 'labels'}, and those "
+                f"before it have {'them' if statistics.labels else 'none'}."
+            )
         if per_class and batch.labels is None:
             raise ForgetSetError(f"`per_class` needs labels, and batch {number} of the forget set has none.")
+        check_labels(batch, number, model.config.num_labels)
         parts: dict[int | None, Any] = {None: slice(None)}
         if batch.labels is not None:
             seen = batch.labels.unique().tolist()
@@ -92,15 +97,11 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
     return statistics
 
 
-def _check_labels(batch: FeatureBatch, number: int, num_labels: int | None, *, labelled: bool) -> None:
-    """Labels are whole numbers `(B,)` of the model's classes, in every batch or in none."""
+def check_labels(batch: FeatureBatch, number: int, num_labels: int | None) -> None:
+    """Raise unless the labels of a batch, where it has any, are whole numbers `(B,)` of the model's classes."""
     labels, count = batch.labels, len(batch.logits)
     if labels is None:
-        if labelled:
-            raise ForgetSetError(f"Batch {number} of the forget set has no labels, and those before it have.")
         return
-    if number and not labelled:
-        raise ForgetSetError(f"Batch {number} of the forget set has labels, and those before it have none.")
     if labels.is_floating_point() or labels.shape != (count,):
         raise ForgetSetError(
             f"The labels of batch {number} should be {count} whole numbers, one class index for each image, and are "

@@ -44,6 +44,11 @@ class SiteGroup:
         """As it stands in `ESCConfig.sites`."""
         return asdict(self) | {"modules": list(self.modules)}
 
+    @classmethod
+    def from_dict(cls, site: Mapping[str, Any]) -> SiteGroup:
+        """Back from there."""
+        return cls(**{**site, "modules": tuple(site["modules"])})
+
 
 def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[SiteGroup]:
     """

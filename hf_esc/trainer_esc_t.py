@@ -1,0 +1,436 @@
+"""ESC-T: a binary mask over the basis of the forget features, trained with the Trainer of transformers."""
+
+# Shapes: N forget images, B of them in a batch, D feature dimensions, those d_g of all site groups side by side.
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers.trainer_utils import TrainOutput
+
+from .basis import complete_basis
+from .errors import ForgetSetError, IncompleteErasureWarning, MaskError, ModelError, SiteError
+from .feature_source import FeatureSource
+from .forget_features import ForgetFeatures, SharesLoader, as_it_is
+from .forget_set import NOTHING_TO_FORGET
+from .hub.card import write_card
+from .ledger import Unchanged, ledger_record, refuse_all_classes
+from .mask_checkpoint import load_masks, save_masks
+from .masked_head import MaskedHead
+from .modeling_esc import ESCModel
+from .moments import SecondMoment
+from .projection import LowRankFactor, MaskedFactor
+from .safetensors_trainer import SafetensorsTrainer
+from .sites import SiteGroup
+from .training_args_esc_t import ESCTTrainingArguments
+from .wrapping import wrapped_copy
+
+# How many times over an entry of the mask could go from 1 to 0 in a run, where no learning rate is given.
+_CROSSINGS = 10
+
+
+class ESCTTrainer(SafetensorsTrainer):
+    r"""
+    Trains a mask over the basis of the forget features until the head is wrong about all of them (ESC-T).
+
+    With U the complete basis of the forget features and M a mask of ones, minimise over M alone
+
+    \[ L(M) = -\frac{1}{|S|} \sum_{x \in S} \mathrm{CE}(g(U_M U_M^\top h(x)), y), \qquad U_M = U \odot M , \]
+
+    where S are the images of the batch that are still classified as y (Eq. 3 to 6 of
+    [ESC](https://huggingface.co/papers/2504.02199)). M is clipped to [0, 1] after every step. In the end it is
+    binarised, \(M_R = 1[M > \tau]\), and \(U_R U_R^\top\), \(U_R = U \odot M_R\), stands in front of the head.
+
+    The features are computed once, in the constructor; a step is a d × d problem. "Still classified as y" is asked of
+    the mask being trained and of the binarised one, and an image counts for S if either is right: what the first alone
+    has forgotten would be remembered after binarising, and would no longer be trained on. Training stops at the first
+    step after which the binarised mask gets no more than `args.tolerance` of *all* forget images right.
+
+    Where several processes run, a batch is divided among them without repeating an image, and the average is taken
+    over the images of all of them: two processes give the mask of one with the same global batches.
+
+    Args:
+        model (`PreTrainedModel`): Any image classifier of transformers, or an [`ESCModel`], whose erasures stay and
+            come first. It is not touched.
+        args ([`ESCTTrainingArguments`]): How to train.
+        train_dataset: The images to forget, with labels, as [`erase`] takes them; or their features: a
+            `datasets.Dataset` with a `features` column `(D,)` and labels, batches `{"features": (B, D), "labels":
+            (B,)}`, or the [`ForgetFeatures`] of another trainer. Features are what reaches the head of `model`.
+        eval_dataset (*optional*): Images or features, or a dict of such, for `evaluate`: `eval_accuracy` is that of
+            the mask as it will be used.
+        processing_class (*optional*): The image processor; that of `model` by default.
+        compute_metrics (`Callable`, *optional*): As in [`~transformers.Trainer`]; accuracy in % by default.
+        callbacks, optimizer_cls_and_kwargs: As in [`~transformers.Trainer`].
+        image_column, label_column (`str`, *optional*): Columns of data sets.
+        sites (`Sequence[SiteGroup]`, *optional*): Where the head reads features; found by tracing otherwise.
+
+    Attributes:
+        erased_model ([`ESCModel`]): The result of `train()`, None before. `save_model` and `push_to_hub` write it.
+        model ([`MaskedHead`]): What is being trained.
+        train_dataset ([`ForgetFeatures`]): The features of the forget set.
+
+    Raises:
+        ForgetSetError: If the forget set is empty, has no labels, or the model is wrong about all of it already.
+        LabelError: If a label is none of the model's, or no class would be left.
+        SiteError: If the model has no classification head, or one that cannot be run on its features alone.
+        MaskError: By `train()`, if the mask erases nothing in the end.
+        CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model or forget set.
+
+    Warns:
+        IncompleteErasureWarning: By `train()`, if the limit was reached with more forget images right than allowed.
+    """
+
+    args: ESCTTrainingArguments
+    model: MaskedHead
+    train_dataset: ForgetFeatures
+    # The loss is averaged over all that is accumulated, here and not by Trainer.
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: ESCTTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        sites: Sequence[SiteGroup] | None = None,
+    ):
+        if args is None:
+            args = ESCTTrainingArguments(output_dir="tmp_trainer")
+        if not isinstance(args, ESCTTrainingArguments):
+            raise TypeError(f"`args` should be ESCTTrainingArguments, not {type(args).__name__}.")
+        if train_dataset is None:
+            raise ForgetSetError("ESC-T needs the images to forget, or their features, as `train_dataset`.")
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # DataParallel would split a d × d problem at each step
+        source = FeatureSource(model, args, processing_class, image_column, label_column, sites)
+        self._folder = tempfile.TemporaryDirectory(prefix="hf_esc-", dir=args.feature_cache_dir)
+        self.erased_model: ESCModel | None = None
+        features, weights = source.features(train_dataset, Path(self._folder.name) / "forget.arrow")
+        if not len(features):
+            raise ForgetSetError(NOTHING_TO_FORGET)
+        refuse_all_classes(source.erased.config, features.labels.unique().tolist())
+        if weights is None:
+            raise SiteError(
+                f"The head of this {type(source.erased.model).__name__} cannot be run on its features alone, and a "
+                "mask can only be trained in front of one that can. `erase` (ESC) needs no such head."
+            )
+        self._moments = _second_moments(features, source.groups, args.device)
+        bases = [broadcast(complete_basis(moment).float()) for moment in self._moments]
+        self._wrapped = source.erased
+        head = MaskedHead(
+            source.erased.model,
+            source.groups,
+            weights,
+            bases,
+            [_erased_span(projection.factors) for projection in source.erased.projections],
+            tau=args.tau,
+            threshold=args.threshold,
+        )
+        if eval_dataset is not None and not isinstance(eval_dataset, dict | datasets.DatasetDict):
+            eval_dataset = source.features(eval_dataset, Path(self._folder.name) / "eval.arrow")[0]
+        elif eval_dataset is not None:
+            eval_dataset = {
+                name: source.features(split, Path(self._folder.name) / f"eval-{number}.arrow")[0]
+                for number, (name, split) in enumerate(eval_dataset.items())
+            }
+        super().__init__(
+            model=head,
+            args=args,
+            data_collator=as_it_is,
+            train_dataset=features,
+            eval_dataset=eval_dataset,
+            processing_class=source.processor,
+            compute_metrics=compute_metrics or _accuracy,
+            callbacks=callbacks,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        self.add_callback(_StopWhenForgotten(self))
+        self._chunk = 0
+        self._forgotten = False
+        self._batch_right = 0.0
+        self._step_size = 0.0
+        self._right_before = self._right_by_label()
+        if not sum(self._right_before.values()):
+            raise ForgetSetError(
+                f"There is nothing to do: the model gives none of the {len(features)} forget images the class that "
+                "its label says. Were they erased before, or are the labels not the model's class indices?"
+            )
+
+    @property
+    def _seed(self) -> int:
+        return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    # What is counted.
+
+    @torch.no_grad()
+    def _right_by_label(self, masks: list[Tensor] | None = None) -> dict[int, int]:
+        """How many forget images of each label the head gets right, with `masks` or without any."""
+        head = self.model
+        counts = dict.fromkeys(self.train_dataset.labels.unique().tolist(), 0)
+        for batch in self.train_dataset.batches():
+            features, labels = (batch[name].to(self.args.device) for name in ("features", "labels"))
+            right = head.logits(features, masks).argmax(dim=1) == labels
+            for label in labels[right].tolist():
+                counts[label] += 1
+        return counts
+
+    @torch.no_grad()
+    def _is_forgotten(self) -> bool:
+        """
+        Whether the mask in force gets no more than the tolerated share of all forget images right.
+
+        Each process looks at its own part of the images, in an order that begins where the last look ended, and stops
+        as soon as it has seen too many: nearly every look but the last is short.
+        """
+        most = int(self.args.tolerance * len(self.train_dataset) + 1e-9)
+        index, count = self.args.process_index, self.args.world_size
+        rows = list(range(index, len(self.train_dataset), count))
+        chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+        right = 0
+        for number in range(len(chunks)):
+            chunk = (self._chunk + number) % len(chunks)
+            batch = self._prepare_inputs(self.train_dataset.__getitems__(chunks[chunk]))
+            right += int(self.model.still_right(batch["features"], batch["labels"]).sum())
+            if right > most:
+                self._chunk = chunk
+                break
+        total = self.accelerator.reduce(torch.tensor(right, device=self.args.device), "sum")
+        return int(total) <= most
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The batches of one step, with the images that count, and the number that the loss is divided by."""
+        samples = []
+        total = torch.zeros(3, device=device)  # images that count, images right with the mask in force, images
+        for _ in range(num_batches):
+            batch = next(epoch_iterator, None)
+            if batch is None:
+                break
+            batch = self._prepare_inputs(batch)
+            features, labels = batch["features"], batch["labels"]
+            in_force = self.model.still_right(features, labels)
+            chosen = in_force | self.model.still_right(features, labels, trained=True)
+            if self._forgotten:
+                chosen = torch.zeros_like(chosen)
+            samples.append(batch | {"chosen": chosen})
+            total += torch.stack([chosen.sum(), in_force.sum(), torch.tensor(len(chosen), device=device)]).to(total)
+        total = self.accelerator.reduce(total, "sum")
+        self._batch_right = (total[1] / total[2].clamp_min(1)).item()
+        return samples, total[0 if self.args.loss_normalization == "correct" else 2]
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of a batch, so scaled that the gradients of all processes average to that of the global batch."""
+        outputs = model(**inputs)
+        loss = outputs["loss"]
+        if model.training:
+            loss = loss * self.args.world_size / num_items_in_batch.clamp_min(1)
+        return (loss, outputs) if return_outputs else loss
+
+    # How it is trained.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of features: this process's share of each global batch, no image twice in an epoch."""
+        args, seed = self.args, self._seed
+        return SharesLoader(self.train_dataset, self._train_batch_size, args.process_index, args.world_size, seed=seed)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        self._step_size = _CROSSINGS / max_steps
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        """The optimizer of the masks, with what comes before and after each of its steps."""
+        if self.optimizer is not None:
+            return self.optimizer
+        explicit = self.args.learning_rate
+        try:
+            self.args.learning_rate = self._step_size if explicit is None else explicit
+            optimizer = super().create_optimizer(model)
+        finally:
+            self.args.learning_rate = explicit
+        masks = list(self.model.masks)
+        if explicit is None:
+            optimizer.register_step_pre_hook(lambda *_: _divide_by_largest(masks))
+        if self.args.clip:
+            optimizer.register_step_post_hook(lambda *_: _clamp(masks))
+        return optimizer
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the share of cut entries, and that of the last batch's images that are right with the mask in force."""
+        if "loss" in logs:
+            masks = torch.cat([mask.detach().flatten() for mask in self.model.masks])
+            logs |= {"forget_right": self._batch_right, "mask_cut": (masks <= self.args.tau).float().mean().item()}
+        super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
+        """
+        Train the mask and make [`erased_model`].
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): As in [`~transformers.Trainer`]. The run goes on to
+                the very mask that it would have come to.
+
+        Raises:
+            MaskError: If the mask erases nothing.
+            CheckpointError: If the checkpoint is of another model or forget set.
+        """
+        self.erased_model = None
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        self._make_erased_model()
+        return output
+
+    def _make_erased_model(self) -> None:
+        head = self.model
+        args, images = self.args, len(self.train_dataset)
+        masks = head.masks_in_force()
+        for index, mask in enumerate(masks):
+            if (mask == 1).all() or not mask.any():
+                what = "ones: it erases nothing" if mask.any() else "zeros: it leaves no feature"
+                raise MaskError(
+                    f"After {self.state.global_step} steps, mask {index} of {len(masks)} is one of {what}. "
+                    + (
+                        "Train for more epochs, with a larger `learning_rate` or `tau`, or leave `learning_rate` out."
+                        if mask.any()
+                        else "Train more gently: a smaller `learning_rate` or `tau`, or leave `learning_rate` out."
+                    )
+                )
+        right = self._right_by_label(masks)
+        of = {label: int((self.train_dataset.labels == label).sum()) for label in right}
+        unchanged = Unchanged(
+            sum(right.values()) / images,
+            {label: right[label] / of[label] for label in right},
+            sum(self._right_before.values()) / images,
+        )
+        incomplete = sum(right.values()) > int(args.tolerance * images + 1e-9)
+        record = ledger_record(
+            self._wrapped.config,
+            "esc-t",
+            {
+                "tau": args.tau,
+                "tolerance": args.tolerance,
+                "loss_normalization": args.loss_normalization,
+                "clip": args.clip,
+                "threshold": args.threshold,
+                "learning_rate": args.learning_rate,
+                "step_size": self._step_size if args.learning_rate is None else None,
+                "batch_size": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                "seed": self._seed,
+                "steps": self.state.global_step,
+                "max_steps": self.state.max_steps,
+                "stopped": "limit" if incomplete else "forgotten",
+                "cut": [(mask == 0).float().mean().item() for mask in masks],
+            },
+            labels=right,
+            num_images=images,
+            unchanged=unchanged,
+            unchanged_of=images,
+        )
+        erased = wrapped_copy(self._wrapped, ())[0]
+        factors = []
+        for projection, basis, mask, after in zip(erased.projections, head.bases, masks, head.after, strict=True):
+            last = [LowRankFactor.of(factor.basis) for factor in after]
+            factors.append([*projection.factors, MaskedFactor.of(basis, mask), *last])
+        erased.set_factors(factors, record, check=args.threshold)
+        erased.image_processor = self.processing_class
+        self.erased_model = erased
+        if incomplete:
+            warnings.warn(
+                f"The erasure is incomplete: after {self.state.global_step} steps, {sum(right.values())} of the "
+                f"{images} forget images ({unchanged.share:.1%}) are still classified as their labels say, and "
+                f"{args.tolerance:.1%} may be. Train for more epochs, or with another `learning_rate` or `tau`.",
+                IncompleteErasureWarning,
+                stacklevel=3,
+            )
+
+    # What is written and read.
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir or ".")
+        if self.is_in_train:
+            save_masks(folder, self.model)
+            return
+        if self.erased_model is None:
+            raise ModelError("Nothing is erased yet, so there is no model to save: call `train()` first.")
+        self.erased_model.save_pretrained(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        load_masks(Path(resume_from_checkpoint), self.model, self._moments)
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+    def create_model_card(self, *args, **kwargs) -> None:
+        """The card of the erased model."""
+        if self.is_world_process_zero() and self.erased_model is not None:
+            write_card(self.erased_model, Path(self.args.output_dir or "."))
+
+
+class _StopWhenForgotten(TrainerCallback):
+    def __init__(self, trainer: ESCTTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # A run that was cut off after its last step has nothing left to do.
+        self.trainer._forgotten = self.trainer._is_forgotten()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= self.trainer._is_forgotten()
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    predicted = np.asarray(prediction.predictions).argmax(axis=1)
+    return {"accuracy": 100 * float((predicted == prediction.label_ids).mean())}
+
+
+def _second_moments(features: ForgetFeatures, groups: Sequence[SiteGroup], device: torch.device) -> list[Tensor]:
+    moments = [SecondMoment(group.dim, device) for group in groups]
+    for batch in features.batches():
+        parts = batch["features"].to(device).split([group.dim for group in groups], dim=1)
+        for moment, z in zip(moments, parts, strict=True):
+            moment.update(z)
+    return [moment.matrix for moment in moments]
+
+
+def _erased_span(factors: Iterable[Any]) -> Tensor:
+    """
+    What low-rank factors have projected out so far, orthonormal `(d, k)`.
+
+    A mask is no projection, and mixes directions: behind it, these are projected out once more, or a part of what was
+    erased before would come back.
+    """
+    bases = [factor.basis for factor in factors if isinstance(factor, LowRankFactor)]
+    if not bases:
+        return torch.empty(0, 0)
+    u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1).double(), full_matrices=False)
+    return u[:, s > 1e-6]
+
+
+@torch.no_grad()
+def _divide_by_largest(masks: Sequence[Tensor]) -> None:
+    gradients = [mask.grad for mask in masks if mask.grad is not None]
+    largest = torch.stack([gradient.abs().max() for gradient in gradients]).max() if gradients else torch.tensor(0.0)
+    if largest > 0:
+        for gradient in gradients:
+            gradient.div_(largest)
+
+
+@torch.no_grad()
+def _clamp(masks: Sequence[Tensor]) -> None:
+    for mask in masks:
+        mask.clamp_(0, 1)
