@@ -15,13 +15,12 @@ and on GPUs the same without the words about CPUs. A run that was cut off goes o
 `transformers.TrainingArguments`, is taken.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
-from hf_esc.data import image_channels, load_images
-from hf_esc.evaluation.accuracy import evaluate_accuracies, model_classifier
+from hf_esc.data import load_images
 from hf_esc.loading import load_classifier, load_processor
 
 
@@ -53,16 +52,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         record = trainer.erased_model.config.erasures[-1]
         print(f"{record['steps']} steps; {record['unchanged']:.1%} of the forget images are still classified as such")
-        accuracies = evaluate_accuracies(
-            {"before": model_classifier(model), "after": model_classifier(trainer.erased_model)},
-            data,
-            labels,
-            mapping=data.labels_in(model.config),
-            processor=trainer.processing_class,
-            num_channels=image_channels(model.config),
-        )
-        for name, values in accuracies.items():
-            print(name, {key: None if value is None else round(value, 2) for key, value in asdict(values).items()})
+        print(f"What was kept: hf-esc evaluate {training.output_dir} --dataset {arguments.dataset}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,10 @@ class MaskError(HfEscError, ValueError):
     """A trained mask that erases nothing, or everything."""
 
 
+class OptionError(HfEscError, ValueError):
+    """Options of a command that do not go together, or a value that an option does not take."""
+
+
 class OutputError(HfEscError, FileExistsError):
     """An output folder that holds something already."""
 

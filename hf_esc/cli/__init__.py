@@ -7,6 +7,7 @@ import typer
 from ..errors import HfEscError
 from .erase import erase
 from .evaluate import evaluate
+from .train import train
 
 app = typer.Typer(
     name="hf-esc",
@@ -18,6 +19,10 @@ app = typer.Typer(
 )
 app.command()(erase)
 app.command()(evaluate)
+# Every argument goes to the parser of the training arguments, `--help` too.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
+    train
+)
 
 
 @app.callback(invoke_without_command=True)

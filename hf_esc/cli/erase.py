@@ -1,17 +1,25 @@
 """`hf-esc erase`: from a classifier and a class to a checkpoint that has forgotten it."""
 
-import time
-import warnings
-from dataclasses import asdict
+import tempfile
+from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import IncompleteErasureWarning, RankError
+from ..errors import ModelError, OptionError, RankError
 from . import options
+from .job import Clock, collected_warnings
+from .measure import before_and_after
 from .output_folder import check_output, write_folder
-from .report import accuracy_table, print_json
+from .report import print_erasure
+
+
+class Method(str, Enum):
+    """How to erase."""
+
+    ESC = "esc"
+    ESC_T = "esc-t"
 
 
 def erase(
@@ -22,16 +30,29 @@ def erase(
         typer.Option(metavar="LABEL[,LABEL]", help="Classes to forget, by name or number.", show_default=False),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the erased model.", show_default=False)],
-    p: Annotated[float, typer.Option(help="Percentage of the feature directions to project out.")] = 1.5,
+    method: Annotated[Method, typer.Option(help="`esc`: closed form. `esc-t`: a trained mask.")] = Method.ESC,
+    p: Annotated[
+        float | None,
+        typer.Option(help="esc: percentage of the feature directions to project out, by default 1.5."),
+    ] = None,
     rank: Annotated[
         str | None,
         typer.Option(
             metavar="K|auto",
-            help="How many directions to project out; overrides --p. `auto`: the fewest that change the head's "
+            help="esc: how many directions to project out; overrides --p. `auto`: the fewest that change the head's "
             "prediction for 90 % of the forget images.",
         ),
     ] = None,
-    per_class: Annotated[bool, typer.Option("--per-class", help="Take that many directions for each class.")] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="esc: take that many directions for each class.")
+    ] = False,
+    tau: Annotated[
+        float | None, typer.Option(help="esc-t: entries of the mask at or below it are cut, by default 0.7.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option(help="esc-t: the most passes over the forget features, by default 50.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="esc-t: seed of the training, by default 42.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the output folder.")] = False,
     evaluate: Annotated[bool, typer.Option(help="Measure accuracies before and after.")] = True,
     image_column: options.ImageColumn = None,
@@ -44,21 +65,25 @@ def erase(
     json: options.Json = False,
 ) -> None:
     """
-    Erase classes from an image classifier, in closed form (ESC).
+    Erase classes from an image classifier.
 
-    The training images of the forgotten classes go through the model once. Their principal feature directions are then
-    projected out in front of the head. The backbone is not changed, and whoever holds the file can take the projection
-    off.
+    The training images of the forgotten classes go through the model once. ESC then projects their principal feature
+    directions out in front of the head; ESC-T trains a mask over all of their directions instead (`hf-esc train` takes
+    every setting of that). The backbone is not changed, and whoever holds the file can take the projection off.
 
     Example: hf-esc erase embedded --dataset embedded --forget Trouser --output demo
     """
+    closed_form = {"p": p, "rank": rank, "per-class": per_class or None}
+    training = {"tau": tau, "epochs": epochs, "seed": seed}
+    for other, settings in ((Method.ESC, closed_form), (Method.ESC_T, training)):
+        if method is not other and (given := [f"--{name}" for name, value in settings.items() if value is not None]):
+            raise OptionError(f"{', '.join(given)} belongs to `--method {other.value}`, and this is {method.value}.")
     rank_value = _rank(rank)
     check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
-    clock = _Clock()
+    clock = Clock()
 
-    from ..data import image_channels, load_images
+    from ..data import load_images
     from ..erasure import erase as run_erase
-    from ..evaluation.accuracy import evaluate_accuracies, model_classifier
     from ..loading import load_classifier, load_processor
 
     original = load_classifier(model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code)
@@ -66,24 +91,24 @@ def erase(
     labels = data.resolve(forget, original.config)
     forget_set = data.forget_set(labels)
     processor = load_processor(original)
+    common: dict[str, Any] = {"image_column": data.image_column, "label_column": data.label_column}
     clock.lap("load")
 
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", category=UserWarning)
-        erased = run_erase(
-            original,
-            forget_set,
-            p=p,
-            rank=rank_value,
-            per_class=per_class,
-            processor=processor,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            image_column=data.image_column,
-            label_column=data.label_column,
-        )
-    for warning in caught:
-        typer.echo(f"Warning: {warning.message}", err=True)
+    with collected_warnings() as incomplete:
+        if method is Method.ESC:
+            erased = run_erase(
+                original,
+                forget_set,
+                p=1.5 if p is None else p,
+                rank=rank_value,
+                per_class=per_class,
+                processor=processor,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                **common,
+            )
+        else:
+            erased = _train_mask(original, forget_set, processor, training, batch_size, num_workers, device, common)
     clock.lap("erase")
 
     before = after = None
@@ -94,60 +119,46 @@ def erase(
         reloaded = load_classifier(str(folder), device=device)
         clock.lap("save")
         if evaluate:
-            mapping = data.labels_in(original.config)
-            # What an earlier request erased is neither forgotten now nor retained.
-            earlier = {i for record in getattr(original.config, "erasures", []) for i in record.get("label_ids") or ()}
-            measured = evaluate_accuracies(
-                {"before": model_classifier(original), "after": model_classifier(reloaded)},
-                data,
-                labels,
-                leave_out=[label for label, there in enumerate(mapping) if there in earlier and label not in labels],
-                mapping=mapping,
-                processor=processor,
-                batch_size=batch_size,
-                num_workers=num_workers,
-                num_channels=image_channels(original.config),
-            )
-            before, after = asdict(measured["before"]), asdict(measured["after"])
+            before, after = before_and_after(original, reloaded, data, labels, processor, batch_size, num_workers)
             clock.lap("evaluate")
 
-    record = reloaded.config.erasures[-1]
-    incomplete = [warning for warning in caught if issubclass(warning.category, IncompleteErasureWarning)]
-    if json:
-        print_json(
-            {
-                "model": model,
-                "dataset": dataset,
-                "forget": record["labels"],
-                "before": before,
-                "after": after,
-                "rank": record["rank"],
-                "features": sum(site["dim"] for site in reloaded.config.sites),
-                "num_forget": record["num_images"],
-                "unchanged": record["unchanged"],
-                "unchanged_by_label": record["unchanged_by_label"],
-                "complete": None if record["unchanged"] is None else not incomplete,
-                "seconds": clock.seconds,
-                "output": str(output),
-            }
-        )
-        return
-    dims = " + ".join(str(site["dim"]) for site in reloaded.config.sites)
-    each = " for each class" if record["per_class"] and len(labels) > 1 else ""
-    typer.echo(
-        f"Erased {', '.join(map(str, record['labels']))} from {model}: {record['num_images']} images, rank "
-        f"{record['rank']}"
-        f"{each} of {dims} feature directions."
+    print_erasure(
+        model,
+        dataset,
+        reloaded.config,
+        str(output),
+        incomplete=incomplete,
+        before=before,
+        after=after,
+        seconds=clock.seconds,
+        as_json=json,
     )
-    if before and after:
-        typer.echo(accuracy_table({"before": before, "after": after}))
-    if incomplete:
-        typer.echo(f"NOT ERASED WHOLE. {incomplete[-1].message}")
-    elif record["unchanged"] is None:
-        typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
-    else:
-        typer.echo("Hidden from the head. A probe trained on the features may still read it.")
-    typer.echo(f"The model is in {output}.")
+
+
+def _train_mask(original, forget_set, processor, given, batch_size, num_workers, device, columns: dict[str, Any]):
+    """ESC-T with the settings that were given, without logs and checkpoints."""
+    import torch
+
+    from ..trainer_esc_t import ESCTTrainer
+    from ..training_args_esc_t import ESCTTrainingArguments
+    from .progress import progress_on_stderr
+
+    if device is not None and torch.device(device).index:
+        raise ModelError(f"Training runs on the first device that is visible, not on {device!r}. Hide the others.")
+    settings = {"tau": given["tau"], "num_train_epochs": given["epochs"], "seed": given["seed"]}
+    with tempfile.TemporaryDirectory() as scratch:
+        args = ESCTTrainingArguments(
+            output_dir=scratch,
+            use_cpu=device is not None and torch.device(device).type == "cpu",
+            feature_batch_size=batch_size,
+            dataloader_num_workers=num_workers,
+            save_strategy="no",
+            **{name: value for name, value in settings.items() if value is not None},
+        )
+        trainer = ESCTTrainer(original, args, forget_set, processing_class=processor, **columns)
+        progress_on_stderr(trainer, logs=False)
+        trainer.train()
+    return trainer.erased_model
 
 
 def _rank(value: str | None):
@@ -157,16 +168,3 @@ def _rank(value: str | None):
         return int(value)
     except ValueError:
         raise RankError(f"`--rank` is a whole number or `auto`, not {value!r}.") from None
-
-
-class _Clock:
-    """Seconds per phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = round(now - self._start, 3)
-        self._start = now

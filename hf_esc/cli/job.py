@@ -1,0 +1,37 @@
+"""What a long job leaves besides its result: warnings, on stderr when it is done, and the seconds of each phase."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from ..errors import IncompleteErasureWarning
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[Warning]]:
+    """Print the warnings of the context on stderr, and give back the [`IncompleteErasureWarning`]s among them."""
+    incomplete: list[Warning] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", category=UserWarning)
+        yield incomplete
+    for warning in caught:
+        typer.echo(f"Warning: {warning.message}", err=True)
+        if isinstance(warning.message, IncompleteErasureWarning):
+            incomplete.append(warning.message)
+
+
+class Clock:
+    """Seconds per phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """The phase that ends now."""
+        now = time.perf_counter()
+        self.seconds[phase] = round(now - self._start, 3)
+        self._start = now
