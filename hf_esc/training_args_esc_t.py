@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from .errors import OptionError
+
 
 @dataclass
 class ESCTTrainingArguments(TrainingArguments):
@@ -17,7 +19,9 @@ class ESCTTrainingArguments(TrainingArguments):
     - `num_train_epochs` is 50 and `per_device_train_batch_size` 64, as in the ESC paper's experiments; training stops
       as soon as nothing is left to forget.
     - `learning_rate` is None: the size of a step follows from the length of the run, see below.
-    - `optim` is `"sgd"` with a constant schedule, and `max_grad_norm` is 0: gradients are not clipped.
+    - `per_device_eval_batch_size` is 256: these are features, not images.
+    - `optim` is `"sgd"`, `lr_scheduler_type` is `"constant"`, and `max_grad_norm` is 0: gradients are not
+      clipped.
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `hub_strategy` is `"end"`, and no other is allowed: a mask in training is no erased model.
     - `label_smoothing_factor`, `fsdp` and `deepspeed` have to stay off: the loss is what it is, and a d × d mask needs
@@ -49,6 +53,9 @@ class ESCTTrainingArguments(TrainingArguments):
         feature_memory (`int`, defaults to 1024): The most MiB of features in memory, of each process.
         feature_cache_dir (`str`, *optional*): Where an Arrow file is written; the system's folder for temporary files
             by default.
+
+    Raises:
+        OptionError: If a value is out of its range.
     """
 
     tau: float = field(default=0.7, metadata={"help": "Entries of the mask at or below it are cut."})
@@ -87,18 +94,20 @@ class ESCTTrainingArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.tau < 1:
-            raise ValueError(f"`tau` is a threshold from 0 up to but not including 1, and `tau={self.tau}`.")
+            raise OptionError(f"`tau` is a threshold from 0 up to but not including 1, and `tau={self.tau}`.")
         if not 0 <= self.tolerance < 1:
-            raise ValueError(f"`tolerance` is a share from 0 up to but not including 1, not {self.tolerance}.")
+            raise OptionError(f"`tolerance` is a share from 0 up to but not including 1, not {self.tolerance}.")
         for name, allowed in (("loss_normalization", ("correct", "batch")), ("feature_cache", _CACHES)):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` is one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+                raise OptionError(f"`{name}` is one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+        if self.num_train_epochs <= 0 and self.max_steps <= 0:
+            raise OptionError(f"`num_train_epochs` is above 0, and it is {self.num_train_epochs}.")
         if self.feature_batch_size < 1 or self.feature_memory < 0:
-            raise ValueError("`feature_batch_size` is 1 or more, and `feature_memory` 0 or more.")
+            raise OptionError("`feature_batch_size` is 1 or more, and `feature_memory` 0 or more.")
         if self.hub_strategy != "end":
-            raise ValueError(f"`hub_strategy={str(self.hub_strategy)!r}` would push a mask in training. Use 'end'.")
+            raise OptionError(f"`hub_strategy={str(self.hub_strategy)!r}` would push a mask in training. Use 'end'.")
         if self.label_smoothing_factor or self.fsdp or self.deepspeed:
-            raise ValueError(
+            raise OptionError(
                 "`label_smoothing_factor`, `fsdp` and `deepspeed` have no use here: the loss is ESC-T's, and a d x d "
                 "mask fits on every device. Leave them out."
             )

@@ -1,6 +1,7 @@
 """What the whole suite shares: no network, a cache of its own, the embedded checkpoint and its data."""
 
 import os
+import sys
 
 # Before anything imports the libraries that read them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,3 +38,27 @@ def fashion():
     from hf_esc.data import load_images
 
     return load_images("embedded")
+
+
+@pytest.fixture(scope="session")
+def clothes(tmp_path_factory, fashion) -> str:
+    """A folder of real images: 600 to train, 200 to test, of ten classes."""
+    folder = tmp_path_factory.mktemp("clothes")
+    fashion.train.select(range(600)).to_parquet(folder / "train.parquet")
+    fashion.test.select(range(200)).to_parquet(folder / "test.parquet")
+    return str(folder)
+
+
+@pytest.fixture
+def hf_esc(capsys, monkeypatch):
+    """The command line, as `hf_esc("erase", ...)`: its exit code, stdout and stderr."""
+    from hf_esc.cli import main
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["hf-esc", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (ended.value.code or 0, *capsys.readouterr())
+
+    return command

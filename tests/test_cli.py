@@ -10,7 +10,6 @@ from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_esc import ESCModel
-from hf_esc.cli import main
 from hf_esc.version import __version__
 
 from .pictures import encoded, labelled, picture
@@ -21,39 +20,16 @@ ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory, fashion) -> str:
-    """Real images: 60 of each class to train, 20 to test, of which the first is broken in a copy."""
-    folder = tmp_path_factory.mktemp("clothes")
-    fashion.train.select(range(600)).to_parquet(folder / "train.parquet")
-    fashion.test.select(range(200)).to_parquet(folder / "test.parquet")
-    return str(folder)
-
-
-@pytest.fixture
-def hf_esc(capsys, monkeypatch):
-    """The command line, as `hf_esc("erase", ...)`: its exit code, stdout and stderr."""
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["hf-esc", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (ended.value.code or 0, *capsys.readouterr())
-
-    return command
-
-
-@pytest.fixture(scope="module")
-def erased(tmp_path_factory, data):
+def erased(tmp_path_factory, clothes):
     """A folder and what `hf-esc erase --json` printed for it."""
     output = tmp_path_factory.mktemp("erased") / "model"
-    arguments = ("embedded/resnet", "--dataset", data, "--forget", "trouser", "--output", output, "--json")
+    arguments = ("embedded/resnet", "--dataset", clothes, "--forget", "trouser", "--output", output, "--json")
     done = run("-m", "hf_esc.cli", "erase", *map(str, arguments))
     assert done.returncode == 0, done.stderr
     return output, json.loads(done.stdout)  # one object and nothing else, or this fails
 
 
-def test_erase_prints_one_json_object_with_what_was_measured(erased, data):
+def test_erase_prints_one_json_object_with_what_was_measured(erased, clothes):
     output, result = erased
     assert set(result) == {
         *(
@@ -62,6 +38,7 @@ def test_erase_prints_one_json_object_with_what_was_measured(erased, data):
             "forget",
             "before",
             "after",
+            "method",
             "rank",
             "features",
             "num_forget",
@@ -72,7 +49,7 @@ def test_erase_prints_one_json_object_with_what_was_measured(erased, data):
             "output",
         )
     }
-    assert (result["model"], result["dataset"], result["output"]) == ("embedded/resnet", data, str(output))
+    assert (result["model"], result["dataset"], result["output"]) == ("embedded/resnet", clothes, str(output))
     assert (result["forget"], result["rank"], result["features"]) == (["Trouser"], 1, 128)
     assert set(result["before"]) == set(result["after"]) == ACCURACIES
     assert set(result["seconds"]) == {"load", "erase", "save", "evaluate"}
@@ -92,36 +69,36 @@ def test_what_was_written_loads_and_says_the_same(erased):
     assert [path.name for path in output.parent.iterdir()] == ["model"]
 
 
-def test_evaluate_measures_the_same_with_the_classes_from_the_ledger(hf_esc, erased, data):
+def test_evaluate_measures_the_same_with_the_classes_from_the_ledger(hf_esc, erased, clothes):
     output, result = erased
-    code, out, _ = hf_esc("evaluate", output, "--dataset", data, "--json", "--batch-size", 50)
+    code, out, _ = hf_esc("evaluate", output, "--dataset", clothes, "--json", "--batch-size", 50)
     assert code == 0
     measured = json.loads(out)
     assert measured["forget"] == ["Trouser"]
     assert measured["accuracies"] == {"original": result["before"], "erased": result["after"]}
-    code, out, _ = hf_esc("evaluate", output, "--dataset", data)
+    code, out, _ = hf_esc("evaluate", output, "--dataset", clothes)
     assert code == 0
     assert f"{result['after']['retain_test']:.2f}" in out
     assert "original" in out
 
 
-def test_evaluate_of_a_model_that_is_not_erased(hf_esc, data):
-    code, out, _ = hf_esc("evaluate", "embedded/resnet", "--dataset", data, "--forget", "Trouser,Bag", "--json")
+def test_evaluate_of_a_model_that_is_not_erased(hf_esc, clothes):
+    code, out, _ = hf_esc("evaluate", "embedded/resnet", "--dataset", clothes, "--forget", "Trouser,Bag", "--json")
     assert code == 0
     measured = json.loads(out)
     assert (measured["model"], measured["forget"]) == ("embedded/resnet", ["Trouser", "Bag"])
     assert set(measured["accuracies"]["model"]) == ACCURACIES
 
 
-def test_a_second_request_is_measured_without_the_first_ones_class(hf_esc, erased, data, tmp_path):
-    arguments = (erased[0], "--dataset", data, "--forget", "Bag", "--output", tmp_path, "--json")
+def test_a_second_request_is_measured_without_the_first_ones_class(hf_esc, erased, clothes, tmp_path):
+    arguments = (erased[0], "--dataset", clothes, "--forget", "Bag", "--output", tmp_path, "--json")
     code, out, _ = hf_esc("erase", *arguments)
     assert code == 0
     result = json.loads(out)
     assert result["forget"] == ["Bag"]
     # A tenth of the others are trousers, all of them mistaken by now.
     assert min(result["before"]["retain_test"], result["after"]["retain_test"]) > 83
-    code, out, _ = hf_esc("evaluate", tmp_path, "--dataset", data, "--json")
+    code, out, _ = hf_esc("evaluate", tmp_path, "--dataset", clothes, "--json")
     assert json.loads(out)["forget"] == ["Trouser", "Bag"]
 
 
@@ -139,9 +116,9 @@ def test_names_with_synonyms_come_back_from_the_ledger(hf_esc, tmp_path):
     assert (code, json.loads(out)["forget"]) == (0, ["cat"])
 
 
-def test_erase_for_people(hf_esc, data, tmp_path):
+def test_erase_for_people(hf_esc, clothes, tmp_path):
     code, out, err = hf_esc(
-        "erase", "embedded/resnet", "--dataset", data, "--forget", "1,Bag", "--rank", "auto", "--output", tmp_path
+        "erase", "embedded/resnet", "--dataset", clothes, "--forget", "1,Bag", "--rank", "auto", "--output", tmp_path
     )
     assert (code, "Error" in err) == (0, False)
     assert "Erased Trouser, Bag from embedded/resnet" in out
@@ -150,8 +127,8 @@ def test_erase_for_people(hf_esc, data, tmp_path):
     assert str(tmp_path) in out
 
 
-def test_an_incomplete_erasure_is_a_warning_on_stderr(hf_esc, data, tmp_path):
-    arguments = ("embedded/resnet", "--dataset", data, "--forget", "Trouser,Bag", "--output", tmp_path, "--json")
+def test_an_incomplete_erasure_is_a_warning_on_stderr(hf_esc, clothes, tmp_path):
+    arguments = ("embedded/resnet", "--dataset", clothes, "--forget", "Trouser,Bag", "--output", tmp_path, "--json")
     code, out, err = hf_esc("erase", *arguments, "--no-evaluate", "--rank", "1")
     assert code == 0
     assert "Warning: The erasure is incomplete: with rank 1" in err
@@ -165,12 +142,12 @@ def test_an_incomplete_erasure_is_a_warning_on_stderr(hf_esc, data, tmp_path):
     assert result["before"] is result["after"] is None
 
 
-def test_overwrite_takes_the_place_of_a_model(hf_esc, data, tmp_path):
+def test_overwrite_takes_the_place_of_a_model(hf_esc, clothes, tmp_path):
     arguments = (
         "erase",
         "embedded/resnet",
         "--dataset",
-        data,
+        clothes,
         "--output",
         tmp_path,
         "--no-evaluate",
@@ -254,9 +231,9 @@ def contents(folder) -> dict:
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, data, shelf, tmp_path, case):
+def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, clothes, shelf, tmp_path, case):
     changes, expected = BAD[case]
-    options = {"model": "embedded/resnet", "dataset": data, "forget": "Trouser", "output": "{new}/model"} | changes
+    options = {"model": "embedded/resnet", "dataset": clothes, "forget": "Trouser", "output": "{new}/model"} | changes
     options = {name: value and value.format(tmp=shelf, new=tmp_path) for name, value in options.items()}
     model = options.pop("model")
     before = contents(shelf)
@@ -271,26 +248,26 @@ def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, data
     assert contents(shelf) == before
 
 
-def test_missing_options_and_commands_are_exit_code_2(hf_esc, data):
+def test_missing_options_and_commands_are_exit_code_2(hf_esc, clothes):
     for arguments, words in (
-        (("erase", "embedded/resnet", "--dataset", data), "--forget"),
+        (("erase", "embedded/resnet", "--dataset", clothes), "--forget"),
         (("erase",), "MODEL"),
         (("forget",), "forget"),
-        (("evaluate", "embedded/resnet", "--dataset", data), "name them with --forget"),
-        (("evaluate", "embedded/resnet", "--dataset", data, "--forget", "Hat"), "no label 'Hat'"),
+        (("evaluate", "embedded/resnet", "--dataset", clothes), "name them with --forget"),
+        (("evaluate", "embedded/resnet", "--dataset", clothes, "--forget", "Hat"), "no label 'Hat'"),
     ):
         code, out, err = hf_esc(*arguments)
         assert (code, out) == (2, "")
         assert words in err
 
 
-def test_ctrl_c_is_130_and_leaves_nothing(hf_esc, data, tmp_path, monkeypatch):
+def test_ctrl_c_is_130_and_leaves_nothing(hf_esc, clothes, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ESCModel, "check_projections", interrupted)  # while it is being saved
     code, out, _ = hf_esc(
-        "erase", "embedded/resnet", "--dataset", data, "--forget", "Bag", "--output", tmp_path / "model"
+        "erase", "embedded/resnet", "--dataset", clothes, "--forget", "Bag", "--output", tmp_path / "model"
     )
     assert (code, out) == (130, "")
     assert list(tmp_path.iterdir()) == []

@@ -46,7 +46,9 @@ def train(context: typer.Context) -> None:
     parser = HfArgumentParser(kinds, prog="hf-esc train", description=train.__doc__)
     try:
         arguments, training = parser.parse_args_into_dataclasses(context.args)
-    except ValueError as error:
+    except OptionError:
+        raise
+    except ValueError as error:  # of transformers
         raise OptionError(str(error)) from error
     output = Path(training.output_dir)
     resume = {"True": True, "true": True, "False": None, "false": None}.get(
