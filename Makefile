@@ -36,10 +36,11 @@ types: $(VENV)/.dev
 docs: $(VENV)/.dev  ## The documentation, into site/
 	$(BIN)/mkdocs build --strict
 
-bench: $(INSTALLED)  ## The bars of speed and memory and what ESC does to the embedded models, into benchmarks/results/
+bench: $(INSTALLED)  ## The bars of speed and memory and what ESC and ESC-T do to the embedded models, into benchmarks/results/
 	$(BIN)/python benchmarks/performance.py
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/several_classes.py
+	$(BIN)/python benchmarks/esc_t.py
 
 report: $(INSTALLED)  ## The tables in README and docs, from benchmarks/results/
 	$(BIN)/python benchmarks/report.py

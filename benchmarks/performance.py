@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from esc_t_speed import cached_over_backbone
 from transformers import (
     AutoModelForImageClassification,
     HfArgumentParser,
@@ -35,6 +36,7 @@ import hf_esc
 from hf_esc import AllCNNConfig, AllCNNForImageClassification, SecondMoment, erase, find_sites, principal_directions
 from hf_esc.data import image_batches, load_images
 from hf_esc.loading import load_classifier, load_processor
+from hf_esc.projection import MaskedFactor
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 
@@ -143,10 +145,15 @@ def moment_over_svd(runs: int, dtype: torch.dtype) -> dict:
     }
 
 
-def inference(runs: int) -> dict:
+def inference(runs: int, *, masked: bool = False) -> dict:
     """An erased model over its base."""
     base, [batch] = vit_b16(), random_batches(1, 8)
     erased = erase(base, [batch], rank=7)
+    if masked:
+        torch.manual_seed(0)
+        basis = torch.linalg.qr(torch.randn(768, 768)).Q
+        record = erased.config.erasures[-1]
+        erased.set_factors([[MaskedFactor.of(basis, torch.rand(768, 768) > 0.005)]], record)
 
     @torch.no_grad()
     def run(model):
@@ -226,6 +233,16 @@ def main() -> None:
             lambda r: r["times_faster"] >= 4,
         ),
         "inference/vit-b16": (lambda: inference(runs), "ratio at most 1.02", lambda r: r["ratio"] <= 1.02),
+        "inference/vit-b16-masked": (
+            lambda: inference(runs, masked=True),
+            "ratio at most 1.02",
+            lambda r: r["ratio"] <= 1.02,
+        ),
+        "esc-t/cached-over-backbone": (
+            lambda: cached_over_backbone(compare, 3),
+            "10 times faster or more, masks equal after binarising",
+            lambda r: r["times_faster"] >= 10 and r["entries_that_differ"] == 0,
+        ),
         "cli/help": (lambda: command_help(runs), "under half a second", lambda r: r["seconds"] < 0.5),
         "memory/erase": (memory, "within 16 MiB", lambda r: r["difference_mib"] <= 16),
     }

@@ -72,10 +72,113 @@ def embedded_probes() -> str:
 
         rows += [
             [f"`{name}`", "original", cell(lambda c: c["before"]), cell(lambda c: c["probe"]["original"])],
-            ["", "erased", cell(lambda c: c["after"]), cell(lambda c: c["probe"]["erased"])],
+            ["", "ESC", cell(lambda c: c["after"]), cell(lambda c: c["probe"]["erased"])],
+            ["", "ESC-T", *_esc_t_head_and_probe(name)],
             ["", "random network", "", cell(lambda c: c["probe"]["random"])],
         ]
     return table(["model", "", "head", "converged probe"], rows)
+
+
+def _esc_t_head_and_probe(name: str) -> list[str]:
+    """The same two cells for ESC-T, of the first seed."""
+    runs = [by_seed["seed=0"] for by_seed in load("esc_t")["seeds"][name].values()]
+    return [
+        " / ".join(f"{mean(run[what][key] for run in runs):.1f}" for key in ("forget_test", "retain_test"))
+        for what in ("after", "probe")
+    ]
+
+
+def esc_t_seeds() -> str:
+    """ESC-T of each of ten classes with three seeds: the mean over all runs, and the worst of them."""
+    rows = []
+    for name, classes in load("esc_t")["seeds"].items():
+        runs = [run for by_seed in classes.values() for run in by_seed.values()]
+        esc = [c["after"] for c in load("embedded")[name]["classes"].values()]
+        keys = ("forget_train", "retain_train", "forget_test", "retain_test", "hm_test")
+        for title, values in (
+            ("before", [run["before"] for run in runs]),
+            ("ESC", esc),
+            ("ESC-T", [run["after"] for run in runs]),
+        ):
+            cells = [f"{mean(v[key] for v in values):.1f}" for key in keys]
+            change = ""
+            if title == "ESC-T":
+                changes = [run["after"]["retain_train"] - run["before"]["retain_train"] for run in runs]
+                change = f"{min(changes):+.1f} to {max(changes):+.1f}"
+            worst = f"{max(v['forget_train'] for v in values):.1f}"
+            rows.append([f"`{name}`" if title == "before" else "", title, *cells, worst, change])
+    header = ["model", "", "D_f", "D_r", "D_ft", "D_rt", "HM_t", "largest D_f", "change of D_r"]
+    return table(header, rows)
+
+
+def esc_t_three_classes() -> str:
+    """Three classes of each model, each seed on its own."""
+    rows = []
+    for name, classes in load("esc_t")["seeds"].items():
+        for label in ("Trouser", "Shirt", "Bag"):
+            for key, run in classes[label].items():
+                before, after = run["before"], run["after"]
+                first = key == "seed=0"
+                rows.append(
+                    [
+                        f"`{name}`" if first and label == "Trouser" else "",
+                        label if first else "",
+                        key.removeprefix("seed="),
+                        f"{before['forget_train']:.1f} → {after['forget_train']:.1f}",
+                        f"{before['retain_train']:.1f} → {after['retain_train']:.1f}",
+                        f"{before['forget_test']:.1f} → {after['forget_test']:.1f}",
+                        f"{before['retain_test']:.1f} → {after['retain_test']:.1f}",
+                        str(run["steps"]),
+                        f"{100 * run['cut'][0]:.2f}",
+                    ]
+                )
+    return table(["model", "class", "seed", "D_f", "D_r", "D_ft", "D_rt", "steps", "entries cut, %"], rows)
+
+
+def _esc_t_choices(experiment: str) -> str:
+    """For each setting and model: D_f / D_r / D_rt, the mean over three classes."""
+    results = load("esc_t")[experiment]
+    models = list(results)
+    settings = list(next(iter(results[models[0]].values())))
+    rows = []
+    for setting in settings:
+        cells = []
+        for name in models:
+            runs = [by_setting[setting] for by_setting in results[name].values()]
+            if any("error" in run for run in runs):
+                erased = sum("error" not in run for run in runs)
+                cells.append(f"an error: {'nothing' if not erased else f'{erased} of {len(runs)} classes'} erased")
+                continue
+            values = [run["after"] for run in runs]
+            keys = ("forget_train", "retain_train", "retain_test")
+            cell = " / ".join(f"{mean(v[key] for v in values):.1f}" for key in keys)
+            limit = sum(run["stopped"] == "limit" for run in runs)
+            cells.append(f"{cell}, {round(mean(run['steps'] for run in runs))} steps" + (", limit" if limit else ""))
+        rows.append([f"`{setting.replace('=', ' = ')}`", *cells])
+    first = next(iter(next(iter(results[models[0]].values())).values()))
+    assert "before" in first
+    before = []
+    for name in models:
+        values = [next(iter(by_setting.values()))["before"] for by_setting in results[name].values()]
+        keys = ("forget_train", "retain_train", "retain_test")
+        before.append(" / ".join(f"{mean(v[key] for v in values):.1f}" for key in keys))
+    return table(["D_f / D_r / D_rt", *(f"`{name}`" for name in models)], [["before", *before], *rows])
+
+
+def esc_t_ablation() -> str:
+    return _esc_t_choices("ablation")
+
+
+def esc_t_tau() -> str:
+    return _esc_t_choices("tau")
+
+
+def esc_t_learning_rate() -> str:
+    return _esc_t_choices("learning_rate")
+
+
+def esc_t_tolerance() -> str:
+    return _esc_t_choices("tolerance")
 
 
 def several_classes() -> str:
@@ -96,6 +199,8 @@ def performance() -> str:
         if "ratio" in entry:
             faster = entry.get("times_faster")
             measured = f"{faster:.1f} times faster" if faster else f"ratio {entry['ratio']:.3f}"
+            if "entries_that_differ" in entry:
+                measured += f", {entry['entries_that_differ']} of {entry['entries_cut']} cut entries differ"
             if "projector_difference" in entry:
                 measured += f", projectors within {entry['projector_difference']:.0e}"
         elif "difference_mib" in entry:
@@ -116,7 +221,21 @@ def test() -> str:
 
 BLOCKS = {
     function.__name__.replace("_", "-"): function
-    for function in (embedded_models, embedded_erasures, embedded_probes, several_classes, performance, demo, test)
+    for function in (
+        embedded_models,
+        embedded_erasures,
+        embedded_probes,
+        esc_t_seeds,
+        esc_t_three_classes,
+        esc_t_ablation,
+        esc_t_tau,
+        esc_t_learning_rate,
+        esc_t_tolerance,
+        several_classes,
+        performance,
+        demo,
+        test,
+    )
 }
 
 

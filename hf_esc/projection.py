@@ -183,7 +183,7 @@ class MaskedFactor(_Factor):
 
 def build_factor(dim: int, config: dict[str, Any]) -> _Factor:
     """
-    An unfilled factor for what [`_Factor.config`] said.
+    An unfilled factor for what `config()` of a factor said.
 
     Raises:
         CheckpointError: If there is no such factor.

@@ -318,6 +318,7 @@ class ESCTTrainer(SafetensorsTrainer):
             sum(self._right_before.values()) / images,
         )
         incomplete = sum(right.values()) > int(args.tolerance * images + 1e-9)
+        stopped = "limit" if self.state.global_step >= self.state.max_steps else "interrupted"
         record = ledger_record(
             self._wrapped.config,
             "esc-t",
@@ -333,7 +334,7 @@ class ESCTTrainer(SafetensorsTrainer):
                 "seed": self._seed,
                 "steps": self.state.global_step,
                 "max_steps": self.state.max_steps,
-                "stopped": "limit" if incomplete else "forgotten",
+                "stopped": stopped if incomplete else "forgotten",
                 "cut": [(mask == 0).float().mean().item() for mask in masks],
             },
             labels=right,
@@ -344,8 +345,8 @@ class ESCTTrainer(SafetensorsTrainer):
         erased = wrapped_copy(self._wrapped, ())[0]
         factors = []
         for projection, basis, mask, after in zip(erased.projections, head.bases, masks, head.after, strict=True):
-            last = [LowRankFactor.of(factor.basis) for factor in after]
-            factors.append([*projection.factors, MaskedFactor.of(basis, mask), *last])
+            last = [LowRankFactor.of(factor.basis.clone()) for factor in after]
+            factors.append([*projection.factors, MaskedFactor.of(basis.clone(), mask), *last])
         erased.set_factors(factors, record, check=args.threshold)
         erased.image_processor = self.processing_class
         self.erased_model = erased
@@ -361,6 +362,8 @@ class ESCTTrainer(SafetensorsTrainer):
     # What is written and read.
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or self.args.output_dir or ".")
         if self.is_in_train:
             save_masks(folder, self.model)

@@ -23,6 +23,7 @@ class ESCTTrainingArguments(TrainingArguments):
     - `optim` is `"sgd"`, `lr_scheduler_type` is `"constant"`, and `max_grad_norm` is 0: gradients are not
       clipped.
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
+    - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other is allowed: a mask in training is no erased model.
     - `label_smoothing_factor`, `fsdp` and `deepspeed` have to stay off: the loss is what it is, and a d × d mask needs
       no sharding.
@@ -89,6 +90,7 @@ class ESCTTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every so many steps."})
     save_steps: float = field(default=100, metadata={"help": "Save a checkpoint every so many steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "As in TrainingArguments."})
     hub_strategy: str = field(default="end", metadata={"help": "Only the end of the training is pushed."})
 
     def __post_init__(self):

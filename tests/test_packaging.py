@@ -61,6 +61,7 @@ def test_the_wheel_holds_what_it_should_and_no_more(site):
     for name in (
         "hf_esc/py.typed",
         "hf_esc/embedded/fashion_mnist/train.parquet",
+        "hf_esc/hub/card_template.md",
         "hf_esc/embedded/LICENSE",
         "hf_esc/embedded/vit/model.safetensors",
         "hf_esc/embedded/all-cnn/training.json",
