@@ -75,9 +75,10 @@ class FeatureSource:
         """
         if isinstance(dataset, ForgetFeatures):
             return self._given(dataset.batches(), file)
-        if isinstance(dataset, datasets.Dataset) and "features" in dataset.column_names:
+        sets = datasets.Dataset | datasets.IterableDataset
+        if isinstance(dataset, sets) and "features" in (dataset.features or ()):
             return self._given(self._rows(dataset), file)
-        if isinstance(dataset, datasets.Dataset | datasets.IterableDataset):
+        if isinstance(dataset, sets):
             return self._from_images(dataset, file)
         batches = iter(self._batches(dataset))
         first = next(batches, None)
@@ -109,11 +110,11 @@ class FeatureSource:
         mine = own_rows(dataset, self.args.feature_batch_size)
         return self._collected(self._batches(mine) if len(mine) else (), file)
 
-    def _rows(self, dataset: datasets.Dataset) -> Iterable[Batch]:
+    def _rows(self, dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[Batch]:
         """The batches of a data set with a `features` column."""
         column = find_label_column(dataset.features, self.label_column)
         mapping = label_mapping(dataset.features[column], self.model.config)
-        for rows in dataset.with_format("torch", columns=["features", column]).iter(batch_size=1024):
+        for rows in dataset.select_columns(["features", column]).with_format("torch").iter(batch_size=1024):
             yield map_labels({"features": rows["features"], "labels": rows[column]}, mapping)
 
     def _given(self, batches: Iterable[Batch], file: Path) -> tuple[ForgetFeatures, Tensor | None]:

@@ -263,6 +263,8 @@ def given_features(batches: Iterable[Batch], dim: int, num_labels: int | None, c
         features, labels = batch.get("features"), batch.get("labels")
         if features is None or labels is None:
             raise ForgetSetError(f"Batch {number} of features should hold `features` and `labels`, not {list(batch)}.")
+        if not isinstance(features, Tensor) or not isinstance(labels, Tensor):
+            raise ForgetSetError(f"Batch {number} of features is not a tensor: are the rows of different lengths?")
         if features.ndim != 2 or features.shape[1] != dim or labels.shape != features.shape[:1]:
             raise ForgetSetError(
                 f"Batch {number} has features of the shape {tuple(features.shape)} and labels of "

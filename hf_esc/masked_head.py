@@ -90,7 +90,8 @@ class MaskedHead(nn.Module):
             masks (`Sequence[Tensor]`, *optional*): `(d_g, d_g)` each; none are applied without.
 
         Returns:
-            `torch.Tensor` of shape `(B, C)`: float32.
+            `torch.Tensor` of shape `(B, C)`: float32. Under autocast the heads run in its precision; the masks never
+                do.
         """
         with torch.autocast(features.device.type, enabled=False):  # the mask is not for half precision
             parts = list(features.float().split([group.dim for group in self.groups], dim=1))

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,9 +123,10 @@ class ESCTTrainer(SafetensorsTrainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would split a d × d problem at each step
         source = FeatureSource(model, args, processing_class, image_column, label_column, sites)
-        self._folder = tempfile.TemporaryDirectory(prefix="hf_esc-", dir=args.feature_cache_dir)
+        self._folder = Path(tempfile.mkdtemp(prefix="hf_esc-", dir=args.feature_cache_dir))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.erased_model: ESCModel | None = None
-        features, weights = source.features(train_dataset, Path(self._folder.name) / "forget.arrow")
+        features, weights = source.features(train_dataset, self._folder / "forget.arrow")
         if not len(features):
             raise ForgetSetError(NOTHING_TO_FORGET)
         refuse_all_classes(source.erased.config, features.labels.unique().tolist())
@@ -144,13 +147,12 @@ class ESCTTrainer(SafetensorsTrainer):
             tau=args.tau,
             threshold=args.threshold,
         )
-        if eval_dataset is not None and not isinstance(eval_dataset, dict | datasets.DatasetDict):
-            eval_dataset = source.features(eval_dataset, Path(self._folder.name) / "eval.arrow")[0]
+        self._source = source
+        self._given = 0
+        if isinstance(eval_dataset, dict | datasets.DatasetDict):
+            eval_dataset = {name: self._features_of(split) for name, split in eval_dataset.items()}
         elif eval_dataset is not None:
-            eval_dataset = {
-                name: source.features(split, Path(self._folder.name) / f"eval-{number}.arrow")[0]
-                for number, (name, split) in enumerate(eval_dataset.items())
-            }
+            eval_dataset = self._features_of(eval_dataset)
         super().__init__(
             model=head,
             args=args,
@@ -168,15 +170,45 @@ class ESCTTrainer(SafetensorsTrainer):
         self._batch_right = 0.0
         self._step_size = 0.0
         self._right_before = self._right_by_label()
-        if not sum(self._right_before.values()):
+        right = sum(self._right_before.values())
+        if not right:
             raise ForgetSetError(
                 f"There is nothing to do: the model gives none of the {len(features)} forget images the class that "
                 "its label says. Were they erased before, or are the labels not the model's class indices?"
             )
+        if right <= self._most_right:
+            raise ForgetSetError(
+                f"There is nothing to do: the model gets {right} of the {len(features)} forget images right, and "
+                f"`tolerance={args.tolerance}` lets that many stay. Lower it."
+            )
+
+    def _features_of(self, dataset: Any) -> ForgetFeatures:
+        """Features of images that are to be looked at."""
+        if isinstance(dataset, ForgetFeatures):
+            return dataset
+        self._given += 1
+        return self._source.features(dataset, self._folder / f"eval-{self._given}.arrow")[0]
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Batches of features, of images too."""
+        given = eval_dataset is not None and not isinstance(eval_dataset, str)
+        return super().get_eval_dataloader(self._features_of(eval_dataset) if given else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Batches of features, of images too."""
+        return super().get_test_dataloader(self._features_of(test_dataset))
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None):
+        return data_collator  # there are no columns in a batch of features
 
     @property
     def _seed(self) -> int:
         return self.args.data_seed if self.args.data_seed is not None else self.args.seed
+
+    @property
+    def _most_right(self) -> int:
+        """How many forget images may stay right."""
+        return int(self.args.tolerance * len(self.train_dataset) + 1e-9)
 
     # What is counted.
 
@@ -200,7 +232,7 @@ class ESCTTrainer(SafetensorsTrainer):
         Each process looks at its own part of the images, in an order that begins where the last look ended, and stops
         as soon as it has seen too many: nearly every look but the last is short.
         """
-        most = int(self.args.tolerance * len(self.train_dataset) + 1e-9)
+        most = self._most_right
         index, count = self.args.process_index, self.args.world_size
         rows = list(range(index, len(self.train_dataset), count))
         chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
@@ -227,8 +259,6 @@ class ESCTTrainer(SafetensorsTrainer):
             features, labels = batch["features"], batch["labels"]
             in_force = self.model.still_right(features, labels)
             chosen = in_force | self.model.still_right(features, labels, trained=True)
-            if self._forgotten:
-                chosen = torch.zeros_like(chosen)
             samples.append(batch | {"chosen": chosen})
             total += torch.stack([chosen.sum(), in_force.sum(), torch.tensor(len(chosen), device=device)]).to(total)
         total = self.accelerator.reduce(total, "sum")
@@ -271,6 +301,12 @@ class ESCTTrainer(SafetensorsTrainer):
             optimizer.register_step_post_hook(lambda *_: _clamp(masks))
         return optimizer
 
+    def _run_epoch(self, *args, **kwargs):
+        if self._forgotten:  # a run that was cut off after its last step: momentum alone would take more away
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the share of cut entries, and that of the last batch's images that are right with the mask in force."""
         if "loss" in logs:
@@ -291,6 +327,10 @@ class ESCTTrainer(SafetensorsTrainer):
             CheckpointError: If the checkpoint is of another model or forget set.
         """
         self.erased_model = None
+        with torch.no_grad():
+            for mask in self.model.masks:
+                mask.fill_(1)  # a second run is not the first one's continuation, unless it resumes
+        self.optimizer = self.lr_scheduler = None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         self._make_erased_model()
         return output
@@ -317,7 +357,7 @@ class ESCTTrainer(SafetensorsTrainer):
             {label: right[label] / of[label] for label in right},
             sum(self._right_before.values()) / images,
         )
-        incomplete = sum(right.values()) > int(args.tolerance * images + 1e-9)
+        incomplete = sum(right.values()) > self._most_right
         stopped = "limit" if self.state.global_step >= self.state.max_steps else "interrupted"
         record = ledger_record(
             self._wrapped.config,
@@ -389,7 +429,6 @@ class _StopWhenForgotten(TrainerCallback):
         self.trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # A run that was cut off after its last step has nothing left to do.
         self.trainer._forgotten = self.trainer._is_forgotten()
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from .errors import OptionError
 
@@ -25,8 +26,8 @@ class ESCTTrainingArguments(TrainingArguments):
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other is allowed: a mask in training is no erased model.
-    - `label_smoothing_factor`, `fsdp` and `deepspeed` have to stay off: the loss is what it is, and a d × d mask needs
-      no sharding.
+    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `gradient_checkpointing` and
+      `neftune_noise_alpha` have to stay off: the loss is what it is, and a d × d mask needs no sharding.
 
     **The step size.** The gradient of the loss depends on the scale of the head's logits, on d, and for a confident
     model it is thousands of times smaller at the start than at the end, as \(\partial\,\mathrm{CE} / \partial f'_y =
@@ -107,12 +108,23 @@ class ESCTTrainingArguments(TrainingArguments):
         if self.feature_batch_size < 1 or self.feature_memory < 0:
             raise OptionError("`feature_batch_size` is 1 or more, and `feature_memory` 0 or more.")
         if self.hub_strategy != "end":
-            raise OptionError(f"`hub_strategy={str(self.hub_strategy)!r}` would push a mask in training. Use 'end'.")
-        if self.label_smoothing_factor or self.fsdp or self.deepspeed:
             raise OptionError(
-                "`label_smoothing_factor`, `fsdp` and `deepspeed` have no use here: the loss is ESC-T's, and a d x d "
-                "mask fits on every device. Leave them out."
+                f"`hub_strategy={HubStrategy(self.hub_strategy).value!r}` would push a mask in training. Use 'end'."
             )
+        for name in _NO_USE:
+            if getattr(self, name, None):
+                raise OptionError(
+                    f"`{name}` has no use here: the loss is ESC-T's, the backbone is not trained, and a d x d mask "
+                    "fits on every device. Leave it out."
+                )
 
 
+_NO_USE = (
+    "label_smoothing_factor",
+    "fsdp",
+    "deepspeed",
+    "gradient_checkpointing",
+    "activation_checkpointing",
+    "neftune_noise_alpha",
+)
 _CACHES = ("auto", "memory", "disk")

@@ -72,4 +72,6 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
         return tensors[content].numpy()
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
+    if kind != "dict":
+        raise ValueError(f"there is no kind {kind!r} of value")
     return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
