@@ -26,7 +26,7 @@ class ESCTTrainingArguments(TrainingArguments):
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other is allowed: a mask in training is no erased model.
-    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `gradient_checkpointing` and
+    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing` and
       `neftune_noise_alpha` have to stay off: the loss is what it is, and a d × d mask needs no sharding.
 
     **The step size.** The gradient of the loss depends on the scale of the head's logits, on d, and for a confident
@@ -123,7 +123,6 @@ _NO_USE = (
     "label_smoothing_factor",
     "fsdp",
     "deepspeed",
-    "gradient_checkpointing",
     "activation_checkpointing",
     "neftune_noise_alpha",
 )
