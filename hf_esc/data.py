@@ -6,6 +6,7 @@ Images come without augmentation, in RGB as `pipeline("image-classification")` r
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,7 @@ def image_batches(
     batch_size: int = 32,
     num_workers: int = 0,
     num_channels: int = 3,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """
     Batches of preprocessed images, in the order of the data set, without augmentation.
@@ -308,6 +310,8 @@ def image_batches(
         batch_size (`int`, defaults to 32): Images in a batch; the last may hold fewer.
         num_workers (`int`, defaults to 0): Processes that read and preprocess.
         num_channels (`int`, defaults to 3): 1 turns the images to grey, anything else to RGB.
+        share (`tuple[int, int]`, defaults to `(0, 1)`): `(i, n)` for the i-th of n processes, which gets every n-th
+            batch from the i-th on.
 
     Yields:
         `dict` of `torch.Tensor`: What the processor gives (`pixel_values` of shape `(B, c, H, W)`), and `labels`
@@ -323,10 +327,15 @@ def image_batches(
         # Bytes are decoded in `_Collate`, where a broken one can be named.
         raw = raw.cast_column(image_column, Image(decode=False))
     columns = [image_column] if label_column is None else [image_column, label_column]
-    source: Any = _Numbered(raw.select_columns(columns))
+    index, count = share
     if isinstance(dataset, IterableDataset):
-        source = _NumberedStream(raw.select_columns(columns))
-    yield from DataLoader(source, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+        stream = _NumberedStream(raw.select_columns(columns))
+        batches = DataLoader(stream, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+        yield from islice(batches, index, None, count)
+        return
+    rows = [list(range(start, min(start + batch_size, len(raw)))) for start in range(0, len(raw), batch_size)]
+    source: Any = _Numbered(raw.select_columns(columns))
+    yield from DataLoader(source, batch_sampler=rows[index::count], collate_fn=collate, num_workers=num_workers)
 
 
 class _Numbered(torch.utils.data.Dataset):

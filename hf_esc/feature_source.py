@@ -11,13 +11,14 @@ from typing import Any
 
 import datasets
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .data import Batch, find_label_column, image_channels, picture_batch
 from .errors import ForgetSetError
 from .features import head_weights, stream_features
-from .forget_features import FeatureCache, ForgetFeatures, collect_features, given_features, own_batches, own_rows
+from .forget_features import FeatureCache, ForgetFeatures, collect_features, given_features, own_batches
 from .forget_set import NOTHING_TO_FORGET, forget_batches, label_mapping, map_labels
 from .loading import load_processor
 from .modeling_esc import ESCModel
@@ -89,7 +90,7 @@ class FeatureSource:
             return self._given(batches, file)
         return self._collected(own_batches(self._wrap(batches)), file)
 
-    def _batches(self, dataset: Any) -> Iterable[Batch]:
+    def _batches(self, dataset: Any, share: tuple[int, int] = (0, 1)) -> Iterable[Batch]:
         batches, self.processor = forget_batches(
             self.model,
             dataset,
@@ -98,17 +99,16 @@ class FeatureSource:
             self.args.dataloader_num_workers,
             self.image_column,
             self.label_column,
+            share=share,
         )
         return batches
 
     def _from_images(self, dataset: Any, file: Path) -> tuple[ForgetFeatures, Tensor | None]:
-        if isinstance(dataset, datasets.IterableDataset):
-            return self._collected(own_batches(self._wrap(self._batches(dataset))), file)
-        if not len(dataset):
+        if isinstance(dataset, datasets.Dataset) and not len(dataset):
             raise ForgetSetError(NOTHING_TO_FORGET)
         self._wrap([self._picture()])  # a process can have no image of its own to find the head with
-        mine = own_rows(dataset, self.args.feature_batch_size)
-        return self._collected(self._batches(mine) if len(mine) else (), file)
+        state = PartialState()
+        return self._collected(self._batches(dataset, (state.process_index, state.num_processes)), file)
 
     def _rows(self, dataset: datasets.Dataset | datasets.IterableDataset) -> Iterable[Batch]:
         """The batches of a data set with a `features` column."""

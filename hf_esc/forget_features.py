@@ -172,8 +172,7 @@ def collect_features(model: ESCModel, batches: Iterable[Batch], cache: FeatureCa
 
     Args:
         model ([`ESCModel`]): In eval mode.
-        batches (`Iterable[dict[str, torch.Tensor]]`): This process's batches, with labels: those of [`own_batches`] or
-            [`own_rows`].
+        batches (`Iterable[dict[str, torch.Tensor]]`): This process's batches, with labels: every so-many-th.
         cache ([`FeatureCache`]): Takes the features.
 
     Returns:
@@ -232,16 +231,6 @@ def own_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
     """This process's part of `batches`: every so-many-th."""
     state = PartialState()
     return islice(batches, state.process_index, None, state.num_processes)
-
-
-def own_rows(dataset: datasets.Dataset, batch_size: int) -> datasets.Dataset:
-    """The rows of this process's batches, so that it does not read the images of the others."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return dataset
-    return dataset.select(
-        row for row in range(len(dataset)) if row // batch_size % state.num_processes == state.process_index
-    )
 
 
 def given_features(batches: Iterable[Batch], dim: int, num_labels: int | None, cache: FeatureCache) -> None:

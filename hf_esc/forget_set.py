@@ -28,8 +28,22 @@ NOTHING_TO_FORGET = (
 )
 
 
-def forget_batches(model, forget_set, processor, batch_size: int, num_workers: int, image_column, label_column):
-    """Batches with the model's class indices as labels, and the image processor where one was needed."""
+def forget_batches(
+    model,
+    forget_set,
+    processor,
+    batch_size: int,
+    num_workers: int,
+    image_column,
+    label_column,
+    *,
+    share: tuple[int, int] = (0, 1),
+):
+    """
+    Batches with the model's class indices as labels, and the image processor where one was needed.
+
+    `share` is that of [`image_batches`]; ready batches are not shared out.
+    """
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
             f"The forget set is one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
@@ -44,7 +58,7 @@ def forget_batches(model, forget_set, processor, batch_size: int, num_workers: i
     if isinstance(forget_set, datasets.Dataset):
         if not len(forget_set):
             raise ForgetSetError(NOTHING_TO_FORGET)
-        total = -(-len(forget_set) // batch_size)
+        total = len(range(share[0], -(-len(forget_set) // batch_size), share[1]))
     features = forget_set.features or _resolved_features(forget_set)
     image_column = find_image_column(features, image_column)
     try:
@@ -64,6 +78,7 @@ def forget_batches(model, forget_set, processor, batch_size: int, num_workers: i
         batch_size=batch_size,
         num_workers=num_workers,
         num_channels=image_channels(model.config),
+        share=share,
     )
     bar = logging.tqdm(batches, total=total, desc="Forget features", unit="batch")
     return (batch if mapping is None else map_labels(batch, mapping) for batch in bar), processor

@@ -341,15 +341,7 @@ class ESCTTrainer(SafetensorsTrainer):
         masks = head.masks_in_force()
         for index, mask in enumerate(masks):
             if (mask == 1).all() or not mask.any():
-                what = "ones: it erases nothing" if mask.any() else "zeros: it leaves no feature"
-                raise MaskError(
-                    f"After {self.state.global_step} steps, mask {index} of {len(masks)} is one of {what}. "
-                    + (
-                        "Train for more epochs, with a larger `learning_rate` or `tau`, or leave `learning_rate` out."
-                        if mask.any()
-                        else "Train more gently: a smaller `learning_rate` or `tau`, or leave `learning_rate` out."
-                    )
-                )
+                raise MaskError(_useless(index, len(masks), self.state.global_step, whole=bool(mask.any())))
         right = self._right_by_label(masks)
         of = {label: int((self.train_dataset.labels == label).sum()) for label in right}
         unchanged = Unchanged(
@@ -433,6 +425,24 @@ class _StopWhenForgotten(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_training_stop |= self.trainer._is_forgotten()
+
+
+def _useless(index: int, count: int, steps: int, *, whole: bool) -> str:
+    """What is wrong with a mask of ones (`whole`) or of zeros, and what to do."""
+    if not whole:
+        what = (
+            "zeros: it leaves no feature. Train more gently: a smaller `learning_rate` or `tau`, or no `learning_rate`"
+        )
+    elif count == 1:
+        what = (
+            "ones: it erases nothing. Train for more epochs, a larger `learning_rate` or `tau`, or no `learning_rate`"
+        )
+    else:
+        what = (
+            "ones: these features would stay as they are, whatever the other heads forget. Try a larger `tau`, or "
+            "`erase` (ESC), which takes directions of each head's features"
+        )
+    return f"After {steps} steps, mask {index} of {count} is one of {what}."
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:

@@ -1,21 +1,24 @@
-"""Every way to load an erased checkpoint gives the erased model, and no way loads a damaged one."""
+"""Every way to load an erased checkpoint gives the erased model."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 
-from hf_esc import ESCFeatureModel, ESCModel, erase
+from hf_esc import ESCFeatureModel, ESCModel, ESCTTrainer, ESCTTrainingArguments, erase
 from hf_esc.data import image_batches
 from hf_esc.embedded import embedded_models
-from hf_esc.errors import CheckpointError
-from hf_esc.loading import load_classifier
+from hf_esc.loading import load_classifier, load_processor
+from hf_esc.modeling_esc import wrap
+from hf_esc.projection import LowRankFactor, MaskedFactor, product
 
 TROUSER = 1
 WAYS = {
@@ -30,16 +33,54 @@ WAYS = {
     "pipeline image-classification": lambda path: pipeline("image-classification", model=str(path)),
     "pipeline image-feature-extraction": lambda path: pipeline("image-feature-extraction", model=str(path)),
 }
+METHODS = {"esc": ["low_rank"], "esc-t": ["masked"]}
+ALL = [(name, method) for name in embedded_models() for method in METHODS]
 
 
-@pytest.fixture(scope="module", params=embedded_models())
-def checkpoint(request, fashion, tmp_path_factory):
+def erased_by(method, model, forget_set, folder):
+    if method == "esc":
+        return erase(model, forget_set)
+    settings = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "report_to": "none"}
+    trainer = ESCTTrainer(model, ESCTTrainingArguments(folder, **settings), forget_set)
+    trainer.train()
+    return trainer.erased_model
+
+
+def with_factors(resnet, kinds, rank=2):
+    """The embedded ResNet (d = 128) with random factors."""
+    generator = torch.Generator().manual_seed(0)
+    factors = []
+    for kind in kinds:
+        basis = torch.linalg.qr(torch.randn(128, 128, generator=generator)).Q
+        mask = torch.rand(128, 128, generator=generator) > 0.01
+        factors.append(MaskedFactor.of(basis, mask) if kind == "masked" else LowRankFactor.of(basis[:, :rank].clone()))
+    model = wrap(copy.deepcopy(resnet), [{"modules": ["classifier.1"], "dim": 128, "axis": -1}])
+    model.set_factors([factors], {"method": "by hand"})
+    model.image_processor = load_processor(resnet)
+    return model
+
+
+@pytest.fixture(scope="module")
+def make_checkpoint(fashion, tmp_path_factory):
+    made = {}
+
+    def make(name, method):
+        if (name, method) not in made:
+            folder = tmp_path_factory.mktemp("erased")
+            forget = fashion.select(fashion.train, [TROUSER]).select(range(200))
+            erased = erased_by(method, load_classifier(name, device="cpu"), forget, folder / "training")
+            folder = folder / f"{name} {method}".replace("/", "-").replace(" ", "-")
+            erased.save_pretrained(folder)
+            made[name, method] = erased, folder, forget[0]["image"]
+        return made[name, method]
+
+    return make
+
+
+@pytest.fixture(scope="module", params=ALL, ids=[f"{name} {method}" for name, method in ALL])
+def checkpoint(request, make_checkpoint):
     """An erased embedded model, its folder, and the picture of a forgotten class."""
-    folder = tmp_path_factory.mktemp("erased") / request.param.replace("/", "-")
-    forget = fashion.select(fashion.train, [TROUSER]).select(range(200))
-    erased = erase(load_classifier(request.param, device="cpu"), forget)
-    erased.save_pretrained(folder)
-    return erased, folder, forget[0]["image"]
+    return make_checkpoint(*request.param)
 
 
 @torch.no_grad()
@@ -59,8 +100,10 @@ def test_auto_classes_and_pipelines_agree(checkpoint):
     for pool in (False, True):
         features = pipeline("image-feature-extraction", model=str(folder), pool=pool)(image)
         torch.testing.assert_close(torch.tensor(features), output.pooler_output, atol=1e-4, rtol=1e-4)
-    inside = torch.tensor(features) @ erased.projections[0].factors[0].basis
-    assert inside.abs().max() < 1e-4 * output.pooler_output.norm()
+    with erased.disable_projection():
+        raw = expected(erased, image).pooler_output
+    projected = raw @ product(erased.projections[0].factors, raw.shape[1]).float().T
+    assert (torch.tensor(features) - projected).abs().max() < 1e-4 * raw.norm()
 
 
 def test_folder_holds_processor_labels_ledger_and_no_path_of_this_machine(checkpoint):
@@ -69,18 +112,40 @@ def test_folder_holds_processor_labels_ledger_and_no_path_of_this_machine(checkp
     config = json.loads(text)
     assert config["id2label"]["1"] == "Trouser"
     assert config["architectures"] == ["ESCModel"]
-    [record] = config["erasures"]
-    assert (record["method"], record["p"], record["rank"], record["num_images"]) == ("esc", 1.5, 1, 200)
+    [record], [[factor]] = config["erasures"], config["factors"]
+    assert METHODS[record["method"]] == [factor["type"]]
+    settings = {"esc": {"p": 1.5, "rank": 1}, "esc-t": {"tau": 0.7, "batch_size": 64, "stopped": "forgotten"}}
+    assert record == record | settings[record["method"]] | {"num_images": 200}
     assert (record["labels"], record["label_ids"]) == (["Trouser"], [TROUSER])
     assert set(record["versions"]) == {"hf_esc", "torch", "transformers"}
     assert type(AutoImageProcessor.from_pretrained(folder)) is type(erased.image_processor)
     assert str(Path(__file__).parents[1]) not in text
 
 
-def test_saving_a_loaded_model_again_keeps_it_whole(checkpoint, tmp_path):
-    _, folder, _ = checkpoint
-    AutoModelForImageClassification.from_pretrained(folder).save_pretrained(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {file.name for file in folder.iterdir()}
+@pytest.mark.filterwarnings("ignore:Attempting to save a model with offloaded modules")
+@pytest.mark.parametrize("way", ["AutoModelForImageClassification", "device_map", "bfloat16", "offloaded"])
+def test_loaded_in_whatever_way_the_factors_are_the_same_bit_for_bit_and_saved_again_too(checkpoint, way, tmp_path):
+    erased, folder, image = checkpoint
+    if way == "offloaded":
+        settings = {"device_map": {"model": "cpu", "projections": "disk"}, "offload_buffers": True}
+        loaded = ESCModel.from_pretrained(folder, offload_folder=tmp_path / "offload", **settings)
+    else:
+        loaded = WAYS[way](folder)
+        for name, tensor in erased.projections.state_dict().items():
+            assert torch.equal(loaded.projections.state_dict()[name].to(tensor.dtype), tensor)
+            assert loaded.projections.state_dict()[name].dtype.itemsize >= tensor.dtype.itemsize
+    rough = {"atol": 0.3, "rtol": 0.1} if way == "bfloat16" else {"atol": 1e-5, "rtol": 1e-4}
+    inputs = erased.image_processor(images=image.convert("RGB"), return_tensors="pt")
+    with torch.no_grad():
+        logits = loaded(inputs["pixel_values"].to(loaded.dtype)).logits
+    torch.testing.assert_close(logits.float(), expected(erased, image).logits, **rough)
+    loaded.save_pretrained(tmp_path / "again")
+    assert {file.name for file in (tmp_path / "again").iterdir()} == {file.name for file in folder.iterdir()}
+    first, again = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "again"))
+    assert first.keys() == again.keys()
+    for name, tensor in first.items():
+        if way != "bfloat16" or name.startswith("projections."):
+            assert torch.equal(again[name].to(tensor.dtype), tensor), name
 
 
 WITHOUT_HF_ESC = """
@@ -92,19 +157,19 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from PIL import Image
 from transformers import AutoModel, AutoModelForImageClassification, pipeline
-folder, again = sys.argv[1:]
 image = Image.open("image.png")
 trusted = {"trust_remote_code": True}
-model = AutoModelForImageClassification.from_pretrained(folder, **trusted)
-model.save_pretrained(again)
-print(json.dumps({
-    "class": type(model).__module__.split(".")[0],
-    "top": pipeline("image-classification", model=folder, **trusted)(image, top_k=1)[0],
-    "features": pipeline("image-feature-extraction", model=folder, **trusted)(image)[0],
-    "auto_model": type(AutoModel.from_pretrained(folder, **trusted)).__name__,
-    "again": type(AutoModelForImageClassification.from_pretrained(again, **trusted)).__name__,
-    "hf_esc": any(name.split(".")[0] == "hf_esc" for name in sys.modules),
-}))
+for folder in sys.argv[1:]:
+    model = AutoModelForImageClassification.from_pretrained(folder, **trusted)
+    model.save_pretrained(folder + "-again")
+    print("answer", json.dumps({
+        "class": type(model).__module__.split(".")[0],
+        "top": pipeline("image-classification", model=folder, **trusted)(image, top_k=1)[0],
+        "features": pipeline("image-feature-extraction", model=folder, **trusted)(image)[0],
+        "auto_model": type(AutoModel.from_pretrained(folder, **trusted)).__name__,
+        "again": type(AutoModelForImageClassification.from_pretrained(folder + "-again", **trusted)).__name__,
+        "hf_esc": any(name.split(".")[0] == "hf_esc" for name in sys.modules),
+    }))
 """
 
 
@@ -112,22 +177,25 @@ def run_without_hf_esc(script, *arguments, cwd):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["HF_MODULES_CACHE"] = str(cwd / "modules")
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_where_hf_esc_is_not_installed(checkpoint, tmp_path):
-    """A process that cannot import hf_esc, with the files beside the weights alone."""
-    erased, folder, image = checkpoint
-    image.save(tmp_path / "image.png")
-    run = run_without_hf_esc(WITHOUT_HF_ESC, folder, tmp_path / "again", cwd=tmp_path)
+    run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
-    answer = json.loads(run.stdout)
-    output = expected(erased, image)
-    assert answer["class"] == "transformers_modules"
-    assert not answer["hf_esc"]
-    assert (answer["auto_model"], answer["again"]) == ("ESCFeatureModel", "ESCModel")
-    assert answer["top"]["label"] == erased.config.id2label[int(output.logits.argmax())]
-    torch.testing.assert_close(torch.tensor([answer["features"]]), output.pooler_output, atol=1e-4, rtol=1e-4)
+    return [json.loads(line.removeprefix("answer ")) for line in run.stdout.splitlines() if line.startswith("answer ")]
+
+
+def test_where_hf_esc_is_not_installed(make_checkpoint, tmp_path):
+    """A process that cannot import hf_esc, with the files beside the weights alone."""
+    checkpoints = [make_checkpoint(*one) for one in ALL]
+    image = checkpoints[0][2]
+    image.save(tmp_path / "image.png")
+    folders = [shutil.copytree(folder, tmp_path / folder.name) for _, folder, _ in checkpoints]
+    answers = run_without_hf_esc(WITHOUT_HF_ESC, *folders, cwd=tmp_path)
+    for (erased, _, _), answer in zip(checkpoints, answers, strict=True):
+        output = expected(erased, image)
+        assert answer["class"] == "transformers_modules"
+        assert not answer["hf_esc"]
+        assert (answer["auto_model"], answer["again"]) == ("ESCFeatureModel", "ESCModel")
+        assert answer["top"]["label"] == erased.config.id2label[int(output.logits.argmax())]
+        torch.testing.assert_close(torch.tensor([answer["features"]]), output.pooler_output, atol=1e-4, rtol=1e-4)
 
 
 def test_the_code_of_the_all_cnn_travels_with_its_checkpoints(tmp_path):
@@ -135,85 +203,11 @@ def test_the_code_of_the_all_cnn_travels_with_its_checkpoints(tmp_path):
     script = WITHOUT_HF_ESC.split("from PIL")[0] + (
         "from transformers import AutoModelForImageClassification\n"
         "model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "print(type(model).__module__, model.classifier.weight.shape)"
+        "print('answer', json.dumps([type(model).__module__, list(model.classifier.weight.shape)]))"
     )
-    run = run_without_hf_esc(script, tmp_path / "model", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert run.stdout.startswith("transformers_modules.model.")
-    assert "torch.Size([10, 96])" in run.stdout
-
-
-def damage(folder, target, basis=None, config=None):
-    """A copy of a checkpoint with its basis (None: dropped) or its configuration changed."""
-    target.mkdir()
-    for file in folder.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    if basis is not None:
-        weights = load_file(target / "model.safetensors")
-        weights["projections.0.factors.0.basis"] = basis(weights["projections.0.factors.0.basis"])
-        weights = {name: tensor.contiguous() for name, tensor in weights.items() if tensor is not None}
-        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
-    if config is not None:
-        values = json.loads((target / "config.json").read_text())
-        config(values)
-        (target / "config.json").write_text(json.dumps(values))
-    return target
-
-
-def with_nan(basis):
-    basis = basis.clone()
-    basis[3, 0] = torch.nan
-    return basis
-
-
-DAMAGES = {
-    "missing": {"basis": lambda basis: None},
-    "zero": {"basis": torch.zeros_like},
-    "scaled": {"basis": lambda basis: 0.9 * basis},
-    "one column zero": {"basis": lambda basis: basis * torch.tensor([1.0, 0.0])},
-    "not finite": {"basis": with_nan},
-    "fewer columns": {"basis": lambda basis: basis[:, :1]},
-    "no column": {"basis": lambda basis: basis[:, :0]},
-    "fewer rows": {"basis": lambda basis: basis[:-1]},
-    "transposed": {"basis": lambda basis: basis.T},
-    "rank 0 in both": {"basis": lambda basis: basis[:, :0], "config": lambda c: c["factors"][0][0].update(rank=0)},
-    "no factor": {"basis": lambda basis: None, "config": lambda c: c.update(factors=[[]])},
-    "unknown factor": {"config": lambda c: c["factors"][0][0].update(type="rotated")},
-    "no sites": {"config": lambda c: c.update(sites=[], factors=[])},
-    "no factors": {"config": lambda c: c.pop("factors")},
-    "no base": {"config": lambda c: c.pop("base_config")},
-    "another module": {"config": lambda c: c["sites"][0].update(modules=["nowhere"])},
-}
-
-
-@pytest.fixture(scope="module")
-def resnet_folder(resnet, fashion, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("erased") / "resnet"
-    erase(resnet, fashion.select(fashion.train, [TROUSER]).select(range(100)), rank=2).save_pretrained(folder)
-    return folder
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("kind", DAMAGES)
-def test_a_damaged_projection_does_not_load(resnet_folder, kind, way, tmp_path):
-    broken = damage(resnet_folder, tmp_path / "broken", **DAMAGES[kind])
-    with pytest.raises(ValueError) as caught:
-        WAYS[way](broken)
-    # A pipeline tries several classes and puts what they raise into an error of its own.
-    assert isinstance(caught.value, CheckpointError) or "CheckpointError" in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", ["missing", "zero", "fewer columns", "no sites"])
-def test_a_damaged_projection_does_not_load_without_hf_esc(resnet_folder, kind, tmp_path):
-    broken = damage(resnet_folder, tmp_path / "broken", **DAMAGES[kind])
-    run = run_without_hf_esc(WITHOUT_HF_ESC.replace("image = ", "image = None #"), broken, "unused", cwd=tmp_path)
-    assert run.returncode == 1
-    assert "CheckpointError" in run.stderr
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_an_undamaged_one_loads(resnet_folder, way, tmp_path):
-    WAYS[way](damage(resnet_folder, tmp_path / "whole", basis=torch.clone))
+    [(module, shape)] = run_without_hf_esc(script, tmp_path / "model", cwd=tmp_path)
+    assert module.startswith("transformers_modules.model.")
+    assert shape == [10, 96]
 
 
 def test_erased_embedded_models_forget_the_class_and_keep_the_rest(checkpoint, fashion):
@@ -230,15 +224,25 @@ def test_erased_embedded_models_forget_the_class_and_keep_the_rest(checkpoint, f
     assert torch.cat(right[False]).float().mean() > 0.78
 
 
-def test_a_revision_of_a_repository_is_loaded(resnet_folder, tmp_path):
+@pytest.mark.xfail(strict=True, reason="`_keep_in_fp32_modules_strict` turns the mask to float32, and saves it so")
+def test_in_half_precision_a_mask_stays_a_byte_an_entry(resnet, tmp_path):
+    with_factors(resnet, ["masked"]).save_pretrained(tmp_path / "model")
+    loaded = ESCModel.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
+    loaded.save_pretrained(tmp_path / "again")
+    assert loaded.projections[0].factors[0].mask.dtype == torch.uint8
+    assert load_file(tmp_path / "again" / "model.safetensors")["projections.0.factors.0.mask"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("kind", ["low_rank", "masked"])
+def test_a_revision_of_a_repository_is_loaded(resnet, kind, tmp_path):
     """From the cache of the Hub's client, in its own layout, without a network."""
+    erased = with_factors(resnet, [kind])
     repository = tmp_path / "models--me--erased"
     (repository / "refs").mkdir(parents=True)
-    (repository / "snapshots").mkdir()
     for number, revision in enumerate(("main", "two-requests")):
         (repository / "refs" / revision).write_text(f"{number}" * 40)
-        snapshot = repository / "snapshots" / (f"{number}" * 40)
-        damage(resnet_folder, snapshot, config=lambda c, n=number: c["erasures"].extend(c["erasures"] * n))
+        erased.save_pretrained(repository / "snapshots" / (f"{number}" * 40))
+        erased.config.erasures *= 2
     for way in (AutoModelForImageClassification.from_pretrained, AutoModel.from_pretrained, load_classifier):
         for arguments, requests in (({}, 1), ({"revision": "two-requests"}, 2)):
             model = way("me/erased", cache_dir=tmp_path, **arguments)
