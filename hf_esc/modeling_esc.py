@@ -250,6 +250,9 @@ class ESCModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path} does not fit its configuration: other shapes of "
                 f"{info['mismatched_keys']}."
             )
+        for factor in model.modules():
+            if isinstance(factor, MaskedFactor):
+                factor.restore_mask()
         model.check_projections()
         return (model, info) if output_loading_info else model
 

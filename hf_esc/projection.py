@@ -149,6 +149,11 @@ class MaskedFactor(_Factor):
         factor.mask = mask.detach().to(basis.device, torch.uint8 if binary else torch.float32)
         return factor
 
+    def restore_mask(self) -> None:
+        """Back to uint8: what keeps modules in float32 while a model is loaded in less takes masks for weights."""
+        if not self.mask.is_meta and self.mask.dtype == torch.float32 and ((self.mask == 0) | (self.mask == 1)).all():
+            self.mask = self.mask.to(torch.uint8)
+
     def config(self) -> dict[str, Any]:
         return {"type": self.kind}
 

@@ -224,7 +224,6 @@ def test_erased_embedded_models_forget_the_class_and_keep_the_rest(checkpoint, f
     assert torch.cat(right[False]).float().mean() > 0.78
 
 
-@pytest.mark.xfail(strict=True, reason="`_keep_in_fp32_modules_strict` turns the mask to float32, and saves it so")
 def test_in_half_precision_a_mask_stays_a_byte_an_entry(resnet, tmp_path):
     with_factors(resnet, ["masked"]).save_pretrained(tmp_path / "model")
     loaded = ESCModel.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
