@@ -45,6 +45,14 @@ class MaskError(HfEscError, ValueError):
     """A trained mask that erases nothing, or everything."""
 
 
+class ProbeError(HfEscError, ValueError):
+    """A probe that does not exist, or features and labels that none can be trained or tried on."""
+
+
+class MetricError(HfEscError, ValueError):
+    """Logits, losses, labels or numbers that a metric cannot be computed from."""
+
+
 class OptionError(HfEscError, ValueError):
     """Options of a command that do not go together, or a value that an option does not take."""
 

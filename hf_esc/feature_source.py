@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .data import Batch, find_label_column, image_channels, picture_batch
-from .errors import ForgetSetError
+from .errors import ForgetSetError, ModelError
 from .features import head_weights, stream_features
 from .forget_features import FeatureCache, ForgetFeatures, collect_features, given_features, own_batches
 from .forget_set import NOTHING_TO_FORGET, forget_batches, label_mapping, map_labels
@@ -41,6 +41,7 @@ class FeatureSource:
     Attributes:
         erased ([`ESCModel`]): The wrapped copy of `model`, there from the first features on.
         processor: The image processor, None where none was needed or found.
+        given (`bool`): Whether features were taken as they were given.
     """
 
     erased: ESCModel
@@ -60,6 +61,7 @@ class FeatureSource:
         self.image_column = image_column
         self.label_column = label_column
         self.sites = sites
+        self.given = False
 
     @property
     def groups(self) -> list[SiteGroup]:
@@ -123,9 +125,15 @@ class FeatureSource:
         dim = sum(group.dim for group in self.groups)
         cache = self._cache(file)
         given_features(batches, dim, self.erased.config.num_labels, cache)
-        if sum(len(group.modules) for group in self.groups) == 1:
+        self.given = True
+        try:
+            picture = self._picture()
+        except ModelError:
+            if sum(len(group.modules) for group in self.groups) > 1:
+                raise
             return cache.finish(), torch.ones(1)
-        [batch] = stream_features(self.erased.model, self.groups, [self._picture()])
+        # Whether the head can be run on features alone shows on any picture.
+        [batch] = stream_features(self.erased.model, self.groups, [picture])
         return cache.finish(), head_weights(self.erased.model, self.groups, batch)
 
     def _collected(self, batches: Iterable[Batch], file: Path) -> tuple[ForgetFeatures, Tensor | None]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -104,7 +105,9 @@ class _Shares(Sampler[list[int]]):
         return -(-self.rows // self.global_size)
 
     def __iter__(self):
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        # Not the sum: the second epoch of one seed would be the first of the next.
+        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))
         for batch in order.split(self.global_size):
             yield batch[self.index :: self.processes].tolist()
 
@@ -121,7 +124,8 @@ class FeatureCache:
     Args:
         dim (`int`): D.
         file (`Path`): The Arrow file, should one be needed.
-        memory (`int`): The most bytes of features to hold in memory; 0 for a file in any case.
+        memory (`int`): The most bytes of features to hold in memory; 0 for a file in any case. While they are put
+            together in the end, twice as many.
     """
 
     def __init__(self, dim: int, file: Path, memory: int):
@@ -216,10 +220,7 @@ def collect_features(model: ESCModel, batches: Iterable[Batch], cache: FeatureCa
 
 def _checked(batch: FeatureBatch, number: int, num_labels: int | None) -> tuple[Tensor, Tensor]:
     if batch.labels is None:
-        raise ForgetSetError(
-            f"ESC-T needs labels, and batch {number} of the forget set has none: what is to be unlearned is the label "
-            "of each image."
-        )
+        raise ForgetSetError(f"ESC-T needs the label of each image, and batch {number} has none.")
     check_labels(batch, number, num_labels)
     features = torch.cat([z.float() for z in batch.features], dim=1).cpu()
     if not torch.isfinite(features).all():

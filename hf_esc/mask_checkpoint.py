@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -18,20 +20,20 @@ from .projection import TOLERANCE
 _FILE = "mask.safetensors"
 
 
-def save_masks(folder: Path, head: MaskedHead) -> None:
-    """Write masks and bases, with a digest of the head that they are trained for."""
+def save_masks(folder: Path, head: MaskedHead, settings: dict[str, Any]) -> None:
+    """Write masks and bases, with a digest of the head that they are trained for and the settings of the training."""
     tensors = {f"mask.{index}": mask.detach() for index, mask in enumerate(head.masks)}
     tensors |= {f"basis.{index}": basis for index, basis in enumerate(head.bases)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
         folder / _FILE,
-        metadata={"format": "pt", "head": _digest(head)},
+        metadata={"format": "pt", "head": _digest(head), "settings": json.dumps(settings)},
     )
 
 
 @torch.no_grad()
-def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor]) -> None:
+def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor], settings: dict[str, Any]) -> None:
     """
     Take over masks and bases.
 
@@ -39,15 +41,17 @@ def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor]) -> Non
         folder (`Path`): A checkpoint.
         head ([`MaskedHead`]): What takes them.
         moments (`Sequence[torch.Tensor]`): The second moments `(d_g, d_g)` of the forget features at hand.
+        settings (`dict`): Of the training at hand, which have to be those of the checkpoint.
 
     Raises:
-        CheckpointError: If there are none, or they belong to another model or forget set.
+        CheckpointError: If there are none, they belong to another model or forget set, or settings differ.
     """
     file = folder / _FILE
     try:
         state = load_file(file)
         with safe_open(file, framework="pt") as opened:
-            digest = (opened.metadata() or {}).get("head")
+            metadata = opened.metadata() or {}
+            digest, trained_with = metadata.get("head"), json.loads(metadata["settings"])
     except Exception as error:  # safetensors and the file system have errors of their own
         raise CheckpointError(f"{file} holds no mask of ESC-T: {type(error).__name__}: {error}") from error
     expected = {f"{kind}.{i}": tuple(mask.shape) for kind in ("mask", "basis") for i, mask in enumerate(head.masks)}
@@ -63,9 +67,33 @@ def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor]) -> Non
             raise CheckpointError(
                 f"{file} is a mask for other images or another backbone: its basis is not that of these features."
             )
+    for name, value in settings.items():
+        if trained_with.get(name) != value:
+            raise CheckpointError(
+                f"{file} was trained with other `{name}`"
+                + ("; the images or their order differ." if name == "labels" else f": {trained_with.get(name)!r}.")
+                + " A run goes on with the settings that it began with."
+            )
     for index, mask in enumerate(head.masks):
         mask.copy_(state[f"mask.{index}"])
         head.bases[index].copy_(state[f"basis.{index}"])
+
+
+def last_checkpoint(folder: Path) -> str:
+    """
+    The last checkpoint in a folder that was written to its end.
+
+    Raises:
+        CheckpointError: If there is none.
+    """
+    found = {
+        int(path.name.removeprefix("checkpoint-")): path
+        for path in folder.glob("checkpoint-*")
+        if path.name.removeprefix("checkpoint-").isdigit() and (path / "trainer_state.json").is_file()
+    }
+    if not found:
+        raise CheckpointError(f"There is no checkpoint in {folder} to go on from.")
+    return str(found[max(found)])
 
 
 def _digest(head: MaskedHead) -> str:

@@ -37,6 +37,7 @@ class MaskedHead(nn.Module):
     """
 
     accepts_loss_kwargs = False
+    main_input_name = "features"
     heads: Any  # a ModuleList of ModuleLists
     after: Any  # likewise
     weights: Tensor
@@ -129,7 +130,10 @@ class MaskedHead(nn.Module):
             return ModelOutput(logits=logits)
         if not self.training:
             return ModelOutput(loss=functional.cross_entropy(logits, labels), logits=logits)
-        entropy = functional.cross_entropy(logits, labels, reduction="none")
+        # The cross-entropy, in a form whose gradient 1 - p_y does not round to 0 where p_y rounds to 1.
+        row = labels[:, None]
+        others = logits.scatter(1, row, -torch.inf).logsumexp(dim=1)
+        entropy = functional.softplus(others - logits.gather(1, row)[:, 0])
         # A product, not a selection: where nothing is chosen, there is still a gradient (zero) to be averaged.
         counted = torch.ones_like(entropy) if chosen is None else chosen.to(entropy)
         return ModelOutput(loss=-(entropy * counted).sum(), logits=logits)

@@ -309,10 +309,9 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
     """An [`ESCModel`] around `model` that erases nothing yet: no factor anywhere. It is neither saved nor loaded."""
     base_config = copy.deepcopy(model.config)
     base_config.architectures = [type(model).__name__]
-    if Path(base_config._name_or_path).exists():
-        base_config._name_or_path = (
-            ""  # an id on the Hub says where the base came from; a path on this machine does not
-        )
+    if getattr(model.config, "_commit_hash", None) is None:
+        # Only what came from the Hub has a commit: its id says where the base came from. A path is nobody's business.
+        base_config._name_or_path = ""
     config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites])
     for name in ("pretrained_cfg", "image_processor_type"):
         # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.

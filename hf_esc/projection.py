@@ -154,6 +154,12 @@ class MaskedFactor(_Factor):
         if not self.mask.is_meta and self.mask.dtype == torch.float32 and ((self.mask == 0) | (self.mask == 1)).all():
             self.mask = self.mask.to(torch.uint8)
 
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        mask = state_dict.get(prefix + "mask")
+        if mask is not None and not mask.is_meta and not ((mask == 0) | (mask == 1)).all():
+            errors.append(f"The projection {prefix}mask is not of zeros and ones. {_DAMAGED}")  # it would be rounded
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
     def config(self) -> dict[str, Any]:
         return {"type": self.kind}
 
@@ -294,8 +300,8 @@ class Projection(nn.Module):
 
 
 def product(factors: Sequence[_Factor], dim: int) -> Tensor:
-    r"""\(F_m \cdots F_1\) as a matrix `(d, d)`, float64, on the device of the factors."""
-    result = torch.eye(dim, dtype=torch.float64, device=factors[0].basis.device if factors else None)
+    r"""\(F_m \cdots F_1\) as a matrix `(d, d)`, float64, on the CPU: not every device has that."""
+    result = torch.eye(dim, dtype=torch.float64)
     for factor in factors:
         result = factor(result)  # on rows: z^T F^T, and every factor is symmetric
     return result.T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,14 @@ class SafetensorsTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         file = Path(checkpoint or "") / "optimizer.safetensors"
-        if checkpoint is None or not file.is_file():  # `save_only_model`
+        if checkpoint is None:
+            return
+        if not file.is_file():
+            warnings.warn(
+                f"{checkpoint} was saved with `save_only_model`: optimizer and schedule begin anew, and the run need "
+                "not come to what it would have come to.",
+                stacklevel=2,
+            )
             return
         state = load_state(file)
         self.optimizer.load_state_dict(state["optimizer"])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 import warnings
@@ -28,7 +29,7 @@ from .forget_features import ForgetFeatures, SharesLoader, as_it_is
 from .forget_set import NOTHING_TO_FORGET
 from .hub.card import write_card
 from .ledger import Unchanged, ledger_record, refuse_all_classes
-from .mask_checkpoint import load_masks, save_masks
+from .mask_checkpoint import last_checkpoint, load_masks, save_masks
 from .masked_head import MaskedHead
 from .modeling_esc import ESCModel
 from .moments import SecondMoment
@@ -40,6 +41,8 @@ from .wrapping import wrapped_copy
 
 # How many times over an entry of the mask could go from 1 to 0 in a run, where no learning rate is given.
 _CROSSINGS = 10
+# And how far it goes in one step at the most.
+_LARGEST_STEP = 0.2
 
 
 class ESCTTrainer(SafetensorsTrainer):
@@ -123,6 +126,8 @@ class ESCTTrainer(SafetensorsTrainer):
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel would split a d × d problem at each step
         source = FeatureSource(model, args, processing_class, image_column, label_column, sites)
+        if args.feature_cache_dir is not None:
+            Path(args.feature_cache_dir).mkdir(parents=True, exist_ok=True)
         self._folder = Path(tempfile.mkdtemp(prefix="hf_esc-", dir=args.feature_cache_dir))
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.erased_model: ESCModel | None = None
@@ -165,8 +170,12 @@ class ESCTTrainer(SafetensorsTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.add_callback(_StopWhenForgotten(self))
+        rows = range(args.process_index, len(features), args.world_size)
+        self._chunks = [list(rows[start : start + 256]) for start in range(0, len(rows), 256)]
         self._chunk = 0
         self._forgotten = False
+        self._saving_checkpoint = False
+        self._best_step: int | None = None
         self._batch_right = 0.0
         self._step_size = 0.0
         self._right_before = self._right_by_label()
@@ -216,13 +225,12 @@ class ESCTTrainer(SafetensorsTrainer):
     def _right_by_label(self, masks: list[Tensor] | None = None) -> dict[int, int]:
         """How many forget images of each label the head gets right, with `masks` or without any."""
         head = self.model
-        counts = dict.fromkeys(self.train_dataset.labels.unique().tolist(), 0)
+        total = torch.zeros(int(self.train_dataset.labels.max()) + 1, dtype=torch.long)
         for batch in self.train_dataset.batches():
             features, labels = (batch[name].to(self.args.device) for name in ("features", "labels"))
             right = head.logits(features, masks).argmax(dim=1) == labels
-            for label in labels[right].tolist():
-                counts[label] += 1
-        return counts
+            total += torch.bincount(labels[right].cpu(), minlength=len(total))
+        return {label: int(total[label]) for label in self.train_dataset.labels.unique().tolist()}
 
     @torch.no_grad()
     def _is_forgotten(self) -> bool:
@@ -233,13 +241,10 @@ class ESCTTrainer(SafetensorsTrainer):
         as soon as it has seen too many: nearly every look but the last is short.
         """
         most = self._most_right
-        index, count = self.args.process_index, self.args.world_size
-        rows = list(range(index, len(self.train_dataset), count))
-        chunks = [rows[start : start + 256] for start in range(0, len(rows), 256)]
         right = 0
-        for number in range(len(chunks)):
-            chunk = (self._chunk + number) % len(chunks)
-            batch = self._prepare_inputs(self.train_dataset.__getitems__(chunks[chunk]))
+        for number in range(len(self._chunks)):
+            chunk = (self._chunk + number) % len(self._chunks)
+            batch = self._prepare_inputs(self.train_dataset.__getitems__(self._chunks[chunk]))
             right += int(self.model.still_right(batch["features"], batch["labels"]).sum())
             if right > most:
                 self._chunk = chunk
@@ -281,7 +286,7 @@ class ESCTTrainer(SafetensorsTrainer):
         return SharesLoader(self.train_dataset, self._train_batch_size, args.process_index, args.world_size, seed=seed)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        self._step_size = _CROSSINGS / max_steps
+        self._step_size = min(_CROSSINGS / max_steps, _LARGEST_STEP)
         return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
@@ -327,6 +332,9 @@ class ESCTTrainer(SafetensorsTrainer):
             CheckpointError: If the checkpoint is of another model or forget set.
         """
         self.erased_model = None
+        self._best_step = None
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir or "."))
         with torch.no_grad():
             for mask in self.model.masks:
                 mask.fill_(1)  # a second run is not the first one's continuation, unless it resumes
@@ -350,7 +358,10 @@ class ESCTTrainer(SafetensorsTrainer):
             sum(self._right_before.values()) / images,
         )
         incomplete = sum(right.values()) > self._most_right
-        stopped = "limit" if self.state.global_step >= self.state.max_steps else "interrupted"
+        step = self.state.global_step if self._best_step is None else self._best_step
+        stopped = "limit" if step >= self.state.max_steps else "interrupted" if self._best_step is None else "best"
+        # That of the checkpoint, where the run was taken up again.
+        rate = self.optimizer.param_groups[0].get("initial_lr", self.optimizer.param_groups[0]["lr"])
         record = ledger_record(
             self._wrapped.config,
             "esc-t",
@@ -361,10 +372,11 @@ class ESCTTrainer(SafetensorsTrainer):
                 "clip": args.clip,
                 "threshold": args.threshold,
                 "learning_rate": args.learning_rate,
-                "step_size": self._step_size if args.learning_rate is None else None,
-                "batch_size": self._train_batch_size * args.gradient_accumulation_steps * args.world_size,
+                "step_size": rate if args.learning_rate is None else None,
+                "batch_size": self._global_batch_size,
                 "seed": self._seed,
-                "steps": self.state.global_step,
+                "features": "given" if self._source.given else "images",
+                "steps": step,
                 "max_steps": self.state.max_steps,
                 "stopped": stopped if incomplete else "forgotten",
                 "cut": [(mask == 0).float().mean().item() for mask in masks],
@@ -384,9 +396,13 @@ class ESCTTrainer(SafetensorsTrainer):
         self.erased_model = erased
         if incomplete:
             warnings.warn(
-                f"The erasure is incomplete: after {self.state.global_step} steps, {sum(right.values())} of the "
-                f"{images} forget images ({unchanged.share:.1%}) are still classified as their labels say, and "
-                f"{args.tolerance:.1%} may be. Train for more epochs, or with another `learning_rate` or `tau`.",
+                f"The erasure is incomplete: after {step} steps, {sum(right.values())} of the {images} forget images "
+                f"({unchanged.share:.1%}) are still classified as their labels say, and {args.tolerance:.1%} may be. "
+                + (
+                    "Train for more epochs, or with another `learning_rate` or `tau`."
+                    if self._best_step is None
+                    else "This is the checkpoint that `load_best_model_at_end` took for the best; leave that out."
+                ),
                 IncompleteErasureWarning,
                 stacklevel=3,
             )
@@ -397,23 +413,65 @@ class ESCTTrainer(SafetensorsTrainer):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir or ".")
-        if self.is_in_train:
-            save_masks(folder, self.model)
+        if self._saving_checkpoint:
+            save_masks(folder, self.model, self._settings())
             return
         if self.erased_model is None:
-            raise ModelError("Nothing is erased yet, so there is no model to save: call `train()` first.")
+            raise ModelError("Nothing is erased yet, so there is no model to save: `train()` has to end first.")
+        if not self.args.threshold:
+            raise MaskError(
+                "With `threshold=False` the mask is not binary. That is an ablation, to be looked at "
+                "(`trainer.erased_model`), and is not saved."
+            )
         self.erased_model.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        load_masks(Path(resume_from_checkpoint), self.model, self._moments)
+        load_masks(Path(resume_from_checkpoint), self.model, self._moments, self._settings())
+
+    def _save_checkpoint(self, model, trial) -> None:
+        # A mask in training is written here alone, and never where a model is expected.
+        self._saving_checkpoint = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._saving_checkpoint = False
+
+    @property
+    def _global_batch_size(self) -> int:
+        return self._train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+
+    def _settings(self) -> dict[str, Any]:
+        """What a run cannot change when it goes on, or its ledger would not be true."""
+        args = self.args
+        return {
+            "tau": args.tau,
+            "clip": args.clip,
+            "threshold": args.threshold,
+            "loss_normalization": args.loss_normalization,
+            "learning_rate": args.learning_rate,
+            "batch_size": self._global_batch_size,
+            "seed": self._seed,
+            "labels": hashlib.sha256(self.train_dataset.labels.numpy().tobytes()).hexdigest(),
+        }
 
     def _load_best_model(self) -> None:
+        self._best_step = self.state.best_global_step
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """The card of the erased model."""
+    def create_model_card(  # type: ignore[override]
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        **kwargs,
+    ) -> None:
+        """The card of the erased model; `kwargs` of the card of a Trainer have no place in it."""
+        if kwargs:
+            raise TypeError(f"The card of an erased model takes language, license and tags, not {', '.join(kwargs)}.")
         if self.is_world_process_zero() and self.erased_model is not None:
-            write_card(self.erased_model, Path(self.args.output_dir or "."))
+            folder = Path(self.args.output_dir or ".")
+            write_card(self.erased_model, folder, language=language, license=license, tags=tags)
 
 
 class _StopWhenForgotten(TrainerCallback):
@@ -469,7 +527,7 @@ def _erased_span(factors: Iterable[Any]) -> Tensor:
     bases = [factor.basis for factor in factors if isinstance(factor, LowRankFactor)]
     if not bases:
         return torch.empty(0, 0)
-    u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1).double(), full_matrices=False)
+    u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1).cpu().double(), full_matrices=False)
     return u[:, s > 1e-6]
 
 

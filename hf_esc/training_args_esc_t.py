@@ -26,16 +26,17 @@ class ESCTTrainingArguments(TrainingArguments):
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other is allowed: a mask in training is no erased model.
-    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing` and
-      `neftune_noise_alpha` have to stay off: the loss is what it is, and a d × d mask needs no sharding.
+    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `neftune_noise_alpha`,
+      `bf16_full_eval`, `fp16_full_eval` and `place_model_on_device=False` are refused: the loss is what it is, and a
+      d × d mask needs no sharding.
 
     **The step size.** The gradient of the loss depends on the scale of the head's logits, on d, and for a confident
-    model it is thousands of times smaller at the start than at the end, as \(\partial\,\mathrm{CE} / \partial f'_y =
+    model it is orders of magnitude smaller at the start than at the end, as \(\partial\,\mathrm{CE} / \partial f'_y =
     p_y - 1\). A fixed learning rate that does nothing for one model ruins another. So each gradient is divided by its
     largest entry (over all masks), and the learning rate is the most that an entry of the mask moves in a step. By
-    default it is \(10 / T\) for a run of at most T steps: an entry under steady pressure could go from 1 to 0 ten
-    times over, and no single step is a large one. More epochs make gentler steps. With an explicit `learning_rate`
-    there is plain gradient descent, as in the paper, and no rule.
+    default it is \(10 / T\) for a run of at most T steps, and never more than 0.2: an entry under steady pressure
+    could go from 1 to 0 ten times over, and no single step is a large one. More epochs make gentler steps. With an
+    explicit `learning_rate` there is plain gradient descent, as in the paper, and no rule.
 
     Args:
         tau (`float`, defaults to 0.7): τ, from 0 up to but not including 1: an entry of the mask above it is kept, one
@@ -111,6 +112,8 @@ class ESCTTrainingArguments(TrainingArguments):
             raise OptionError(
                 f"`hub_strategy={HubStrategy(self.hub_strategy).value!r}` would push a mask in training. Use 'end'."
             )
+        if self.place_model_on_device is False:
+            raise OptionError("`place_model_on_device=False` has no use here: a d x d mask fits on every device.")
         for name in _NO_USE:
             if getattr(self, name, None):
                 raise OptionError(
@@ -125,5 +128,7 @@ _NO_USE = (
     "deepspeed",
     "activation_checkpointing",
     "neftune_noise_alpha",
+    "bf16_full_eval",
+    "fp16_full_eval",
 )
 _CACHES = ("auto", "memory", "disk")

@@ -141,3 +141,25 @@ def test_the_defaults_that_differ_are_those_of_the_docstring():
     } - {"logging_dir", "run_name"}
     text = ESCTTrainingArguments.__doc__.split("**The step size.**")[0]
     assert differ == {name for name in differ if f"`{name}`" in text}
+
+
+def test_train_takes_all_classes_of_a_repeated_option_and_wants_a_folder(hf_esc, clothes, tmp_path):
+    twice = ("--forget", "Bag", "--json", "True", "--output_dir", tmp_path / "out")
+    code, out, _ = hf_esc(*TRAIN, "--dataset", clothes, *twice)
+    assert code == 0
+    assert json.loads(out)["forget"] == ["Trouser", "Bag"]
+    code, _, err = hf_esc(*TRAIN, "--dataset", clothes)
+    assert code == 2
+    assert "--output_dir" in err
+
+
+def test_train_does_not_go_on_from_nothing_or_with_other_settings(hf_esc, clothes, tmp_path):
+    resume = ("--resume_from_checkpoint", "True", "--output_dir", tmp_path)
+    code, _, err = hf_esc(*TRAIN, "--dataset", clothes, *resume)
+    assert code == 2
+    assert "There is no checkpoint" in err
+    assert hf_esc(*TRAIN, "--dataset", clothes, "--output_dir", tmp_path, "--save_steps", "2")[0] == 0
+    for other, name in ((("--tau", "0.8"), "tau"), (("--learning_rate", "1"), "learning_rate")):
+        code, _, err = hf_esc(*TRAIN, "--dataset", clothes, *resume, *other)
+        assert code == 2
+        assert f"was trained with other `{name}`" in err

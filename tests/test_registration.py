@@ -41,7 +41,8 @@ for name, code in json.load(sys.stdin).items():
             exec(code, {})
             from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
             esc = {"base_config": {"model_type": "all_cnn", "hidden_sizes": [2, 3], "architectures": None}}
-            esc |= {"sites": [{"modules": ["classifier"], "dim": 3, "axis": -1}], "ranks": [1]}
+            site = {"modules": ["classifier"], "dim": 3, "axis": -1}
+            esc |= {"sites": [site], "factors": [[{"type": "low_rank", "rank": 1}]]}
             config = AutoConfig.for_model("esc", **esc)
             models = [auto.from_config(config) for auto in (AutoModel, AutoModelForImageClassification)]
             result = [type(model).__name__ for model in (*models, models[0].model)]

@@ -95,8 +95,8 @@ def test_an_empty_column_of_features_is_refused(resnet):
 @pytest.mark.parametrize(
     ("forget_set", "error", "message"),
     [
-        ([{"pixel_values": images(4)}], ForgetSetError, "needs labels, and batch 0 of the forget set has none"),
-        (labelled([0] * 4).remove_columns("label"), ForgetSetError, "needs labels, and batch 0"),
+        ([{"pixel_values": images(4)}], ForgetSetError, "needs the label of each image, and batch 0 has none"),
+        (labelled([0] * 4).remove_columns("label"), ForgetSetError, "needs the label of each image, and batch 0"),
         ([{"pixel_values": images(4), "labels": torch.full((4,), 4)}], LabelError, "range from 4 to 4, .* 4 classes"),
         ([{"pixel_values": images(4), "labels": torch.full((4,), -1)}], LabelError, "range from -1 to -1"),
         (labelled([0, 7]), DataError, "values from 0 to 7, beyond the 4 classes"),

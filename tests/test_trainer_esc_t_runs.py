@@ -125,7 +125,7 @@ def test_a_finished_run_that_is_resumed_takes_nothing_more_away(resnet, few, set
 
 def test_nothing_is_saved_before_anything_is_erased(resnet, few, tmp_path):
     trainer = made(resnet, [few], output_dir=str(tmp_path))
-    with pytest.raises(ModelError, match=r"Nothing is erased yet, .* call `train\(\)` first"):
+    with pytest.raises(ModelError, match=r"Nothing is erased yet, .* `train\(\)` has to end first"):
         trainer.save_model()
     assert not list(tmp_path.iterdir())
 

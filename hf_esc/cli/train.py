@@ -18,7 +18,9 @@ class Arguments:
 
     model: str = field(metadata={"help": "A folder, an id on the Hub, or `embedded`."})
     dataset: str = field(metadata={"help": "An id on the Hub, a folder of parquet files or of images, or `embedded`."})
-    forget: list[str] = field(metadata={"help": "Classes to forget, by name or number."})
+    forget: list[str] = field(
+        metadata={"help": "Classes to forget, by name or number, several with spaces or commas."}
+    )
     evaluate: bool = field(default=True, metadata={"help": "Measure accuracies before and after."})
     json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout and nothing else."})
     overwrite: bool = field(default=False, metadata={"help": "Write over a model in the output folder."})
@@ -42,14 +44,20 @@ def train(context: typer.Context) -> None:
 
     from ..training_args_esc_t import ESCTTrainingArguments
 
+    if not {"--help", "-h"} & set(context.args) and not any(
+        word.replace("-", "_").startswith("__output_dir") for word in context.args
+    ):
+        raise OptionError("Where should the erased model go? Name a folder with `--output_dir`.")
     kinds: Any = (Arguments, ESCTTrainingArguments)
     parser = HfArgumentParser(kinds, prog="hf-esc train", description=train.__doc__)
     try:
-        arguments, training = parser.parse_args_into_dataclasses(context.args)
+        arguments, training = parser.parse_args_into_dataclasses(_joined(context.args))
     except OptionError:
         raise
     except ValueError as error:  # of transformers
         raise OptionError(str(error)) from error
+    if not training.threshold:
+        raise OptionError("`--threshold False` is an ablation whose mask is not binary, and is not saved: use Python.")
     output = Path(training.output_dir)
     resume = {"True": True, "true": True, "False": None, "false": None}.get(
         training.resume_from_checkpoint, training.resume_from_checkpoint
@@ -77,6 +85,7 @@ def train(context: typer.Context) -> None:
             original,
             training,
             data.forget_set(labels),
+            _evaluation_sets(data, labels) if training.eval_strategy != "no" else None,
             processing_class=processor,
             image_column=data.image_column,
             label_column=data.label_column,
@@ -107,6 +116,32 @@ def train(context: typer.Context) -> None:
         seconds=clock.seconds,
         as_json=arguments.json,
     )
+
+
+def _joined(words: list[str]) -> list[str]:
+    """The same with all that follows any `--forget` behind one: the parser takes the last one alone."""
+    forget: list[str] = []
+    others: list[str] = []
+    into = others
+    for word in words:
+        if word.startswith("--forget="):
+            forget.append(word.removeprefix("--forget="))
+            into = others
+        elif word == "--forget":
+            into = forget
+        elif word.startswith("--"):
+            into = others
+            others.append(word)
+        else:
+            into.append(word)
+    return [*others, "--forget", *forget] if forget else others
+
+
+def _evaluation_sets(data, labels: list[int]) -> dict[str, Any]:
+    """Test images of the forgotten classes and of the others."""
+    if data.test is None:
+        raise OptionError(f"{data.name!r} has no test split for `--eval_strategy`.")
+    return {"forget": data.select(data.test, labels), "retain": data.select(data.test, labels, keep=False)}
 
 
 def _check_output(output: Path, *, resume: Any, overwrite: bool) -> None:
