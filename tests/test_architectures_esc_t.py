@@ -29,7 +29,8 @@ def trainer_of(tmp_path):
     def make(model, forget_set, epochs=4):
         settings = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "report_to": "none"}
         arguments = ESCTTrainingArguments(tmp_path / "training", num_train_epochs=epochs, **settings)
-        return ESCTTrainer(model, arguments, forget_set)
+        steps = (torch.optim.SGD, {"lr": 10 / epochs})
+        return ESCTTrainer(model, arguments, forget_set, optimizer_cls_and_kwargs=steps)
 
     return make
 
