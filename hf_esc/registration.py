@@ -1,8 +1,9 @@
 """
-Tell the Auto classes of transformers about ESC and the All-CNN.
+Tell the Auto classes of transformers about ESC and the All-CNN, and evaluate about the metrics.
 
-`import transformers.models.auto` takes seconds, so `import hf_esc` does not do it. Where it has happened, registration
-is at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half a second.
+`import transformers.models.auto` takes seconds, and so does `import evaluate`: `import hf_esc` does neither. Where it
+has happened, registration is at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half
+a second.
 """
 
 import sys
@@ -11,7 +12,7 @@ from importlib.abc import Loader, MetaPathFinder
 
 
 def register() -> None:
-    """Register now or as soon as the Auto classes are imported; a second call changes nothing."""
+    """Register now or as soon as these are imported; a second call changes nothing."""
     for module, action in _ACTIONS.items():
         if module in sys.modules:
             action()
@@ -42,9 +43,16 @@ def _register_models() -> None:
     AutoModelForImageClassification.register(AllCNNConfig, AllCNNForImageClassification, exist_ok=True)
 
 
+def _register_metrics() -> None:
+    from .metric_loading import add_metrics
+
+    add_metrics()
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
+    "evaluate.loading": _register_metrics,
 }
 
 

@@ -68,6 +68,10 @@ def test_the_wheel_holds_what_it_should_and_no_more(site):
         "hf_esc/embedded/resnet/preprocessor_config.json",
         "hf_esc/metrics/hm_score/hm_score.py",
         "hf_esc/metrics/hm_score/README.md",
+        "hf_esc/metrics/kr_score/README.md",
+        "hf_esc/metrics/kr_score/app.py",
+        "hf_esc/metrics/kr_score/kr_score.py",
+        "hf_esc/metrics/kr_score/requirements.txt",
     ):
         assert name in names
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"hf_esc"}
@@ -99,6 +103,20 @@ metric = evaluate.load(str(pathlib.Path(hf_esc.__file__).parent / "metrics" / "h
 print(metric.compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_labels=[0]))
 """
     assert run_outside(site, code, tmp_path).strip() == "{'forget': 50.0, 'retain': 50.0, 'hm': 50.0}"
+
+
+def test_the_metrics_in_the_wheel_load_by_name(site, tmp_path):
+    code = """
+import evaluate, hf_esc
+from hf_esc.metric_loading import metric_folder
+for name in ("hm_score", "kr_score"):
+    assert str(metric_folder(name)).endswith(f"site/hf_esc/metrics/{name}"), metric_folder(name)
+print(evaluate.load("hm_score").compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_labels=[0])["hm"])
+train = {"train_features": 20 * [[0.0], [1.0]], "train_labels": 20 * [0, 1]}
+test = {"predictions": [[0.0], [1.0], [1.0]], "references": [0, 0, 1]}
+print(evaluate.load("kr_score").compute(**train, **test, forget_labels=[0], probe="knn")["forget_test"])
+"""
+    assert run_outside(site, code, tmp_path).split() == ["50.0", "50.0"]
 
 
 def test_the_embedded_models_are_as_good_as_their_logs_say():

@@ -1,11 +1,12 @@
-"""`hf-esc evaluate`: accuracies on forget and retain images, with the original beside an erased model."""
+"""`hf-esc evaluate`: what is left of forgotten classes, with references beside each number."""
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..errors import LabelError
+from ..errors import LabelError, OptionError, OutputError
 from . import options
 from .report import accuracy_table, print_json
 
@@ -21,6 +22,33 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    probes: Annotated[
+        str,
+        typer.Option(
+            metavar="PROBE[,PROBE]|all|none",
+            help="Further probes of the features: mlp, knn, one_vs_rest; the paper's and a converged one are always "
+            "there. `none`: accuracies of the head alone, with neither probes nor a random network.",
+        ),
+    ] = "paper,converged",
+    curve: Annotated[
+        bool, typer.Option("--curve", help="What a probe reads by the number of labelled images.")
+    ] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="A model that was trained without the forgotten classes.", show_default=False
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each probe that has any randomness.")] = 3,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the report there, as JSON.", show_default=False)
+    ] = None,
+    feature_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Keep features there; a run that was cut off goes on with them.", show_default=False
+        ),
+    ] = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     batch_size: options.BatchSize = 64,
@@ -31,12 +59,21 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """
-    Measure accuracies on forget and retain images, in %.
+    Measure what is left of forgotten classes: accuracies, and what probes read from the features, in %.
 
-    An erased model stands beside its original, which is the same file with the projection off.
+    An erased model stands beside its original, which is the same file with the projection off, beside a model that was
+    trained without the classes where one is given (--reference), and beside a randomly initialised network. The
+    paper's probe is not trained to the end, so a converged one stands beside it.
 
     Example: hf-esc evaluate demo --dataset embedded
     """
+    chosen = _probes(probes)
+    if chosen is None and (reference is not None or curve or output is not None or feature_dir is not None):
+        raise OptionError("`--probes none` looks at the head alone: leave --reference, --curve, --output out with it.")
+    if output is not None and output.is_dir():
+        raise OutputError(f"The report {output} is a folder. Name a file.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
     from ..data import image_channels, load_images
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
     from ..loading import load_classifier, load_processor
@@ -46,6 +83,33 @@ def evaluate(
         model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
     )
     data = load_images(dataset, image_column=image_column, label_column=label_column)
+    if chosen is not None:
+        from ..evaluation.unlearning import RETRAIN, evaluate_unlearning
+
+        reference_model = None
+        if reference is not None:
+            reference_model = load_classifier(reference, device=device, trust_remote_code=trust_remote_code)
+        report = evaluate_unlearning(
+            classifier,
+            data,
+            _named(forget, data, classifier),
+            references={} if reference_model is None else {RETRAIN: reference_model},
+            probes=chosen,
+            curve=curve,
+            seeds=range(seeds),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            device=device,
+            feature_dir=feature_dir,
+        )
+        if output is not None:
+            output.write_text(report.to_json() + "\n")
+        if json:
+            print_json(report.to_dict())
+            return
+        typer.echo(f"{model} on {dataset}, forgotten: {', '.join(report.forget)}\n")
+        typer.echo(report.table())
+        return
     run = model_classifier(classifier)
     columns = {"model": run}
     labels: list[int] | None = None
@@ -84,3 +148,24 @@ def evaluate(
         return
     typer.echo(f"{model} on {dataset}, forgotten: {', '.join(map(str, names))}")
     typer.echo(accuracy_table(results))
+
+
+def _named(forget: list[str] | None, data: Any, model: Any) -> list[int] | None:
+    """The data set's classes that `--forget` means, or None for those of the ledger."""
+    if forget:
+        return data.resolve(forget, model.config)
+    if not any(record.get("label_ids") for record in getattr(model.config, "erasures", [])):
+        raise LabelError("Which classes should the model have forgotten? It does not say; name them with --forget.")
+    return None
+
+
+def _probes(value: str) -> list[Any] | None:
+    """The probes that `--probes` means; None for none."""
+    from ..evaluation.probes import PROBES
+
+    if value == "none":
+        return None
+    names = list(PROBES) if value == "all" else [name.strip().replace("-", "_") for name in value.split(",")]
+    if unknown := [name for name in names if name not in PROBES]:
+        raise OptionError(f"There is no probe {unknown[0]!r}. There are: {', '.join(PROBES)}, `all` and `none`.")
+    return names

@@ -1,0 +1,163 @@
+"""What one pass of a model over a data set leaves for every measurement: features, logits and labels."""
+
+# Shapes: N images of a split, d feature dimensions, those of several heads side by side, C classes.
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..data import ImageData, image_batches, image_channels, picture_batch
+from ..errors import DataError
+from ..features import model_inputs, stream_features
+from ..sites import SiteGroup, find_sites
+
+
+@dataclass(frozen=True)
+class SplitFeatures:
+    """
+    One split of a data set as a model sees it.
+
+    Args:
+        features (`torch.Tensor` of shape `(N, d)`): As they reach the head, float32.
+        logits (`torch.Tensor` of shape `(N, C)`): float32.
+        labels (`torch.LongTensor` of shape `(N,)`): The model's class indices.
+    """
+
+    features: Tensor
+    logits: Tensor
+    labels: Tensor
+
+    def right(self) -> Tensor:
+        """Which images the head gets right, `(N,)`."""
+        return self.logits.argmax(dim=1) == self.labels
+
+
+@dataclass(frozen=True)
+class ModelFeatures:
+    """
+    Training and test images as a model sees them.
+
+    Args:
+        train, test ([`SplitFeatures`]): The splits.
+    """
+
+    train: SplitFeatures
+    test: SplitFeatures
+
+
+def model_features(
+    model: PreTrainedModel,
+    data: ImageData,
+    processor: Any,
+    *,
+    name: str = "model",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    folder: Path | None = None,
+) -> ModelFeatures:
+    """
+    One pass of a model over the training and the test images of a data set, without augmentation.
+
+    Args:
+        model (`PreTrainedModel`): An image classifier, or an [`ESCModel`], whose features are the projected ones. In
+            eval mode.
+        data ([`ImageData`]): With a test split.
+        processor: The model's image processor.
+        name (`str`): What the progress bar and the files are called.
+        batch_size, num_workers: As in [`image_batches`].
+        folder (`Path`, *optional*): Where to keep the features; those of the same weights and images that are there
+            are read and not computed.
+
+    Raises:
+        DataError: If the data set has no test split.
+        SiteError: If the model has no classification head that reads features.
+    """
+    if data.test is None:
+        raise DataError(f"{data.name!r} has no test split, and what a probe reads can only be told on test images.")
+    inner, groups = head_sites(model, processor)
+    splits = []
+    for title, split in (("train", data.train), ("test", data.test)):
+        key = _key(model, split, processor, data) if folder is not None else ""
+        file = folder / f"{name}-{title}.safetensors" if folder is not None else None
+        found = _read(file, key) if file is not None else None
+        if found is None:
+            found = _compute(inner, groups, split, data, processor, f"{name}, {title}", batch_size, num_workers)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                tensors = {"features": found.features, "logits": found.logits, "labels": found.labels}
+                save_file(tensors, file, metadata={"format": "pt", "key": key})
+        splits.append(found)
+    return ModelFeatures(*splits)
+
+
+def head_sites(model: PreTrainedModel, processor: Any) -> tuple[PreTrainedModel, list[SiteGroup]]:
+    """The classifier, inside of an erased model where it is one, and where its head reads features."""
+    sites = getattr(model.config, "sites", None)
+    if model.config.model_type == "esc" and sites is not None:
+        return model.model, [SiteGroup.from_dict(site) for site in sites]
+    picture = picture_batch(processor, image_channels(model.config))
+    return model, find_sites(model, model_inputs(model, picture))
+
+
+def _compute(
+    model: PreTrainedModel,
+    groups: list[SiteGroup],
+    split: datasets.Dataset,
+    data: ImageData,
+    processor: Any,
+    title: str,
+    batch_size: int,
+    num_workers: int,
+) -> SplitFeatures:
+    batches = image_batches(
+        split,
+        processor,
+        image_column=data.image_column,
+        label_column=data.label_column,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        num_channels=image_channels(model.config),
+    )
+    bar = logging.tqdm(batches, total=-(-len(split) // batch_size), desc=f"Features, {title}", unit="batch")
+    features, logits, labels = [], [], []
+    for batch in stream_features(model, groups, bar):
+        features.append(torch.cat([z.float().cpu() for z in batch.features], dim=1))
+        logits.append(batch.logits.float().cpu())
+        labels.append(torch.as_tensor(batch.labels))
+    mapping = torch.tensor(data.labels_in(model.config))
+    return SplitFeatures(torch.cat(features), torch.cat(logits), mapping[torch.cat(labels)])
+
+
+def _key(model: PreTrainedModel, split: datasets.Dataset, processor: Any, data: ImageData) -> str:
+    """Changes with the weights, the images, their labels or the way they are preprocessed."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
+    on = [projection.enabled for projection in getattr(model, "projections", ())]
+    digest.update(f"{on} {data.labels_in(model.config)}".encode())
+    digest.update(f"{split._fingerprint} {len(split)} {data.image_column} {data.label_column}".encode())
+    return digest.hexdigest()
+
+
+def _read(file: Path, key: str) -> SplitFeatures | None:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            if (opened.metadata() or {}).get("key") != key:
+                return None
+            return SplitFeatures(*(opened.get_tensor(name) for name in ("features", "logits", "labels")))
+    except Exception:  # a file that is not there, or was cut off: it is computed anew
+        return None

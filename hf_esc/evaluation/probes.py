@@ -1,0 +1,197 @@
+"""Probes: classifiers that are trained on features anew, to see what can be read from them."""
+
+# Shapes: N features of d dimensions, C classes, H hidden units.
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import NonFiniteError, ProbeError
+from ..loading import default_device
+
+ProbeName = Literal["paper", "converged", "mlp", "knn", "one_vs_rest"]
+PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """
+    A trained probe.
+
+    Args:
+        predict (`Callable`): Features `(N, d)` to classes `(N,)`.
+        settings (`dict`): What it was trained with, and how that went: `converged` (False where the optimiser stopped
+            before the optimum) and `iterations`, for probes that have them.
+    """
+
+    predict: Callable[[Tensor], Tensor]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def train_probe(
+    name: ProbeName,
+    features: Tensor,
+    labels: Tensor,
+    *,
+    num_labels: int,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+) -> Probe:
+    """
+    Train a probe on features.
+
+    - `paper`: the ESC paper's protocol. A new linear head, Xavier-normal weights and zero bias, SGD with a learning
+      rate of 1e-3, no momentum and no decay, 10 epochs of batches of 64, the last epoch counts. It is not trained to
+      the end: it tells how *readily* a class is read, not whether it can be.
+    - `converged`: standardised features, multinomial logistic regression with a fixed L2 strength (C = 100;
+      separable features have no finite optimum without), L-BFGS to convergence.
+    - `mlp`: standardised features, one hidden layer of 512 units, Adam, 30 epochs.
+    - `knn`: the 10 nearest neighbours among standardised features.
+    - `one_vs_rest` is `converged` on two classes, weighted to count the same; the caller makes the two.
+
+    Args:
+        name (`str`): One of the above.
+        features (`torch.Tensor` of shape `(N, d)`): Training features.
+        labels (`torch.LongTensor` of shape `(N,)`): From 0 to `num_labels - 1`.
+        num_labels (`int`): C.
+        seed (`int`): Of weights and batches; `converged`, `one_vs_rest` and `knn` have no randomness.
+        device (*optional*): Where `paper` and `mlp` are trained; an accelerator where there is one by default. The
+            others are scikit-learn's, on the CPU.
+
+    Returns:
+        [`Probe`]
+
+    Raises:
+        ProbeError: If there is no such probe, or features and labels do not fit each other or hold one class only.
+        NonFiniteError: If a feature is NaN or infinite.
+    """
+    check_features(features, labels, "training")
+    if name not in PROBES:
+        raise ProbeError(f"There is no probe {name!r}. There are: {', '.join(PROBES)}.")
+    if len(labels.unique()) < 2:
+        raise ProbeError("A probe needs training features of two classes or more, and all of these have one label.")
+    if labels.min() < 0 or labels.max() >= num_labels:
+        raise ProbeError(f"Labels range from {labels.min()} to {labels.max()}, and there are {num_labels} classes.")
+    device = torch.device(device) if device is not None else default_device()
+    z, y = features.detach().to(device, torch.float32), labels.to(device)
+    if name == "paper":
+        return _paper(z, y, num_labels, seed)
+    scale = _Standardiser(z)
+    if name == "mlp":
+        return _mlp(scale, z, y, num_labels, seed)
+    if name == "knn":
+        return _knn(scale, z, y)
+    return _logistic_regression(scale, z, y, balanced=name == "one_vs_rest")
+
+
+def check_features(features: Tensor, labels: Tensor, what: str) -> None:
+    """Raise unless features `(N, d)` are finite and have one whole-numbered label each."""
+    if features.ndim != 2 or not len(features):
+        raise ProbeError(f"The {what} features should be (N, d) with N of 1 or more, not {tuple(features.shape)}.")
+    if labels.shape != features.shape[:1] or labels.is_floating_point():
+        raise ProbeError(
+            f"There are {len(features)} {what} features and labels of the shape {tuple(labels.shape)} "
+            f"({labels.dtype}): each feature needs one class index."
+        )
+    if bad := int((~torch.isfinite(features)).any(dim=1).sum()):
+        raise NonFiniteError(f"{bad} of the {len(features)} {what} features are not finite.")
+
+
+def _paper(z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
+    generator = torch.Generator().manual_seed(seed)
+    head = _linear(z.shape[1], num_labels, generator).to(z.device)
+    settings = {"optimizer": "SGD", "learning_rate": 1e-3, "epochs": 10, "batch_size": 64, "seed": seed}
+    _train(head, torch.optim.SGD(head.parameters(), lr=1e-3), z, y, 10, 64, generator)
+    return Probe(_argmax(head, z.device), settings)
+
+
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """Xavier-normal weights and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.xavier_normal_(layer.weight, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _mlp(scale: _Standardiser, z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
+    generator = torch.Generator().manual_seed(seed)
+    first, last = (_linear(*shape, generator) for shape in ((z.shape[1], 512), (512, num_labels)))
+    layers = nn.Sequential(first, nn.ReLU(), last).to(z.device)
+    settings = {"hidden": 512, "optimizer": "Adam", "learning_rate": 1e-3, "epochs": 30, "batch_size": 256}
+    _train(layers, torch.optim.Adam(layers.parameters(), lr=1e-3), scale(z), y, 30, 256, generator)
+    return Probe(_argmax(nn.Sequential(scale, layers), z.device), settings | {"seed": seed})
+
+
+def _knn(scale: _Standardiser, z: Tensor, y: Tensor) -> Probe:
+    neighbours = min(10, len(z))
+    classifier = KNeighborsClassifier(n_neighbors=neighbours).fit(scale(z).cpu().numpy(), y.cpu().numpy())
+
+    return Probe(_sklearn(classifier, scale, z), {"neighbours": neighbours})
+
+
+def _sklearn(classifier, scale: _Standardiser, z: Tensor) -> Callable[[Tensor], Tensor]:
+    def predict(features: Tensor) -> Tensor:
+        return torch.as_tensor(classifier.predict(scale(features.detach().to(z)).cpu().numpy()))
+
+    return predict
+
+
+def _logistic_regression(scale: _Standardiser, z: Tensor, y: Tensor, *, balanced: bool) -> Probe:
+    classifier = LogisticRegression(C=100, max_iter=20_000, class_weight="balanced" if balanced else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the settings
+        classifier.fit(scale(z).cpu().numpy(), y.cpu().numpy())
+    iterations = int(classifier.n_iter_.max())
+    settings = {"C": 100.0, "converged": iterations < classifier.max_iter, "iterations": iterations}
+    return Probe(_sklearn(classifier, scale, z), settings | ({"class_weight": "balanced"} if balanced else {}))
+
+
+class _Standardiser(nn.Module):
+    """Features of mean 0 and variance 1 in each dimension; a dimension that does not vary becomes 0."""
+
+    def __init__(self, z: Tensor):
+        super().__init__()
+        self.mean = z.mean(dim=0)
+        deviation = z.std(dim=0, correction=0)
+        # Of a constant, float32 leaves a deviation of its rounding.
+        constant = deviation <= 1e-6 * z.abs().amax(dim=0).clamp_min(torch.finfo(z.dtype).tiny)
+        self.factor = torch.where(constant, 0, 1 / deviation.where(~constant, torch.ones_like(deviation)))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return (z - self.mean) * self.factor
+
+
+def _train(
+    head: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    z: Tensor,
+    y: Tensor,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+) -> None:
+    """Cross-entropy, batches of a permutation that is drawn anew in each epoch."""
+    for _ in range(epochs):
+        for rows in torch.randperm(len(z), generator=generator).to(z.device).split(batch_size):
+            optimizer.zero_grad()
+            functional.cross_entropy(head(z[rows]), y[rows]).backward()
+            optimizer.step()
+
+
+def _argmax(head: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+    @torch.no_grad()
+    def predict(features: Tensor) -> Tensor:
+        parts = features.detach().split(8192)
+        return torch.cat([head(part.to(device, torch.float32)).argmax(dim=1).cpu() for part in parts])
+
+    return predict

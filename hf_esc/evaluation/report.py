@@ -1,0 +1,232 @@
+"""What an evaluation found: one value that is JSON, a table for people, and results for a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from huggingface_hub import EvalResult
+
+from ..errors import DataError
+from .accuracy import Accuracies
+from .knowledge_retention import CurvePoint
+from .membership import MembershipInference
+from .zrf import ZeroRetrainForgetting
+
+_SCHEMA = 1
+# The six numbers of `Accuracies`, as tables call them.
+ROWS = {
+    "forget_train": "D_f    forget, train",
+    "retain_train": "D_r    retain, train",
+    "forget_test": "D_ft   forget, test",
+    "retain_test": "D_rt   retain, test",
+    "hm_train": "HM     train",
+    "hm_test": "HM_t   test",
+}
+_PROBES = {
+    "paper": "KR, the paper's probe (ten epochs, not trained to the end)",
+    "converged": "KR, a converged linear probe",
+    "mlp": "KR, an MLP",
+    "knn": "KR, nearest neighbours",
+    "one_vs_rest": "KR, is it a forgotten class or not",
+}
+
+
+@dataclass(frozen=True)
+class Retention:
+    """
+    What a probe reads, over its seeds.
+
+    Args:
+        mean (`dict[str, float | None]`): The six numbers of [`Accuracies`], in %.
+        spread (`dict[str, float | None]`): Their standard deviations.
+        runs (`int`): Number of seeds.
+        settings (`dict`): Of the probe, and whether it converged.
+    """
+
+    mean: dict[str, float | None]
+    spread: dict[str, float | None]
+    runs: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """
+    One model's numbers.
+
+    Args:
+        accuracies ([`Accuracies`]): Of its own head.
+        retention (`dict[str, Retention]`): By probe.
+        curve (`list[CurvePoint]`, *optional*): The KR curve.
+        membership ([`MembershipInference`], *optional*): Forget images of the training set against the test set.
+        zrf ([`ZeroRetrainForgetting`], *optional*): Against the random network.
+    """
+
+    accuracies: Accuracies
+    retention: dict[str, Retention]
+    curve: list[CurvePoint] | None = None
+    membership: MembershipInference | None = None
+    zrf: ZeroRetrainForgetting | None = None
+
+
+@dataclass(frozen=True)
+class UnlearningReport:
+    """
+    An evaluation by [`evaluate_unlearning`].
+
+    Args:
+        model, dataset (`str`): What was evaluated, and on what.
+        forget (`list[str]`): Names of the forgotten classes; empty where rows were forgotten.
+        forget_labels (`list[int]`): Their indices in the model.
+        num_forget_train, num_forget_test (`int`): Forget images.
+        method (`list[str]`): The methods in the model's ledger.
+        seeds (`list[int]`): Of the probes.
+        models (`dict[str, ModelResult]`): The model under test (`model`), and its references.
+        versions (`dict[str, str]`): Of the libraries.
+    """
+
+    model: str
+    dataset: str
+    forget: list[str]
+    forget_labels: list[int]
+    num_forget_train: int
+    num_forget_test: int
+    method: list[str]
+    seeds: list[int]
+    models: dict[str, ModelResult]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def recovery_rate(self, probe: str, name: str = "model") -> float | None:
+        """
+        Fig. 1 of the paper: what a probe gets right of the forget training images, in % of what the original's head
+        did. None without an original, or where its head got nothing right.
+        """
+        original = self.models.get("original")
+        found = self.models[name].retention[probe].mean["forget_train"]
+        if original is None or not original.accuracies.forget_train or found is None:
+            return None
+        return 100 * found / original.accuracies.forget_train
+
+    def excess_knowledge(self, probe: str, name: str = "model") -> float | None:
+        r"""
+        How far a model's KR on forget test images stands between the retrained model's (0) and the original's (1):
+        \((\mathrm{KR} - \mathrm{KR}_{\mathrm{r}}) / (\mathrm{KR}_{\mathrm{o}} - \mathrm{KR}_{\mathrm{r}})\).
+
+        Below 0 less is read than from a model that has never seen the class. None without both references, or where
+        they are within one point of each other, as the ratio then says nothing.
+        """
+        key = "forget_test" if self.num_forget_test else "forget_train"
+        values = []
+        for column in (name, "retrain", "original"):
+            result = self.models.get(column)
+            value = result.retention[probe].mean[key] if result is not None else None
+            if value is None:
+                return None
+            values.append(value)
+        found, retrain, original = values
+        return (found - retrain) / (original - retrain) if abs(original - retrain) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with what follows from them: `recovery_rate` and `excess_knowledge` by probe."""
+        probes = list(self.models["model"].retention)
+        return {
+            "schema": _SCHEMA,
+            **asdict(self),
+            "recovery_rate": {probe: self.recovery_rate(probe) for probe in probes},
+            "excess_knowledge": {probe: self.excess_knowledge(probe) for probe in probes},
+        }
+
+    def to_json(self) -> str:
+        """[`UnlearningReport.to_dict`] as text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> UnlearningReport:
+        """
+        Back from [`UnlearningReport.to_json`].
+
+        Raises:
+            DataError: If it is no such report.
+        """
+        try:
+            values = json.loads(text)
+            if values.pop("schema") != _SCHEMA:
+                raise ValueError("it is of another version")
+            for derived in ("recovery_rate", "excess_knowledge"):
+                values.pop(derived)
+            values["models"] = {name: _result(result) for name, result in values["models"].items()}
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"This is no report of hf_esc: {type(error).__name__}: {error}") from error
+
+    def table(self) -> str:
+        """For people: a column for each model, and what the numbers mean."""
+        names = list(self.models)
+        results = self.models.values()
+        lines = [f"{'in %':<26}" + "".join(f"{name:>12}" for name in names)]
+
+        def row(title: str, values) -> None:
+            lines.append(f"{title:<26}" + "".join(f"{_cell(value):>12}" for value in values))
+
+        def section(title: str) -> None:
+            lines.append(f"\n{title}")
+
+        section("the head")
+        for key, title in ROWS.items():
+            row(title, (getattr(result.accuracies, key) for result in results))
+        for probe in self.models["model"].retention:
+            section(_PROBES.get(probe, probe))
+            for key, title in ROWS.items():
+                row(title, (result.retention[probe].mean[key] for result in results))
+            row("recovery rate", (self.recovery_rate(probe, name) for name in names))
+            excess = {name: self.excess_knowledge(probe, name) for name in names}
+            if any(value is not None for value in excess.values()):
+                row("excess knowledge", (None if value is None else 100 * value for value in excess.values()))
+            if not all(result.retention[probe].settings.get("converged", True) for result in results):
+                lines.append("  (not converged: more can be read than this)")
+        section("membership inference of forget images (50: chance; the reference is the retrained model)")
+        for key, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("tpr_at_1_fpr", "TPR at 1 % FPR")):
+            row(title, (getattr(result.membership, key, None) for result in results))
+        section("ZRF on forget images (1: as a random network)")
+        lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>12}" for r in results))
+        if any(result.curve for result in results):
+            section("KR of a converged probe on D_ft, by labelled forget images of each class")
+            for index, point in enumerate(self.models["model"].curve or []):
+                row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
+        return "\n".join(lines)
+
+    def eval_results(self) -> list[EvalResult]:
+        """For a model card's `model-index`: the numbers of the model under test, each named for what it is."""
+        result = self.models["model"]
+        named = {f"head {title.split()[0]}": getattr(result.accuracies, key) for key, title in ROWS.items()}
+        for probe, retention in result.retention.items():
+            named |= {f"KR ({probe}) {title.split()[0]}": retention.mean[key] for key, title in ROWS.items()}
+        return [
+            EvalResult(
+                task_type="image-classification",
+                dataset_type=self.dataset,
+                dataset_name=self.dataset,
+                metric_type="kr_score" if name.startswith("KR") else "accuracy",
+                metric_name=f"{name} (%)",
+                metric_value=round(value, 2),
+            )
+            for name, value in named.items()
+            if value is not None
+        ]
+
+
+def _cell(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _result(values: Mapping[str, Any]) -> ModelResult:
+    return ModelResult(
+        accuracies=Accuracies(**values["accuracies"]),
+        retention={probe: Retention(**retention) for probe, retention in values["retention"].items()},
+        curve=[CurvePoint(**point) for point in values["curve"]] if values["curve"] is not None else None,
+        membership=MembershipInference(**values["membership"]) if values["membership"] is not None else None,
+        zrf=ZeroRetrainForgetting(**values["zrf"]) if values["zrf"] is not None else None,
+    )

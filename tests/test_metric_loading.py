@@ -1,0 +1,213 @@
+"""`evaluate.load` finds the metrics of hf_esc by name, whatever the Hub has, and everything else as ever."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_esc.metric_loading import metric_folder
+
+from .hub import Repo, stand_in_hub
+
+ROOT = Path(__file__).parents[1]
+METRICS = sorted(path.stem for path in (ROOT / "metrics").glob("*/*_score.py"))
+
+ELSEWHERE = """
+import datasets
+import evaluate
+
+class Other(evaluate.{kind}):
+    def _info(self):
+        inputs = {{"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}}
+        return evaluate.{kind}Info(description="{where}", citation="", features=datasets.Features(inputs))
+"""
+
+LOADED = "; print(evaluate.load({}).description.strip())"
+KR = LOADED.format("'kr_score'")
+# Each in a folder of its own; nothing may be asked of the Hub, which has metrics of these names.
+OURS = {
+    "hf_esc first": "import hf_esc, evaluate" + KR,
+    "evaluate first": "import evaluate, hf_esc" + KR,
+    "load first": "from evaluate import load; import hf_esc, evaluate" + KR.replace("evaluate.load", "load"),
+    "load after": "import hf_esc, evaluate; from evaluate import load" + KR.replace("evaluate.load", "load"),
+    "evaluate.loading first": "import evaluate.loading, hf_esc" + KR,
+    "evaluate.loading after": "import hf_esc, evaluate.loading" + KR,
+    "registered again before": "import hf_esc; hf_esc.register(); import evaluate" + KR,
+    "registered again after": "import hf_esc, evaluate; hf_esc.register()" + KR,
+    "hm_score": "import hf_esc, evaluate" + LOADED.format("'hm_score'"),
+    "a metric": "import hf_esc, evaluate" + LOADED.format("'kr_score', module_type='metric'"),
+    "two together": "import hf_esc, evaluate; print(*evaluate.combine(['hm_score', 'kr_score']).evaluation_modules)",
+    "with settings": "import hf_esc, evaluate" + LOADED.format("'kr_score', 'a name', experiment_id='a'"),
+    "inspected": "import hf_esc, evaluate; evaluate.inspect_evaluation_module('kr_score', 'copy')",
+    "in metrics/": f"import hf_esc, evaluate, os; os.chdir({str(ROOT / 'metrics')!r})" + KR,
+    "a folder that is no metric": "import hf_esc, evaluate, os; os.mkdir('kr_score')" + KR,
+}
+# What is not ours is found where it ever was. One after the other, with the same caches.
+OFFLINE = "import os; os.environ['HF_EVALUATE_OFFLINE'] = '1'; "
+AS_EVER = {
+    "without hf_esc": ("import evaluate" + KR, "the Hub's kr_score"),
+    # By now there is a copy on this machine.
+    "without hf_esc, offline": (OFFLINE + "import evaluate" + KR, "the Hub's kr_score"),
+    "ours, in spite of a copy": ("import hf_esc, evaluate" + KR, "Knowledge retention"),
+    "ours, in spite of a copy, offline": (OFFLINE + "import hf_esc, evaluate" + KR, "Knowledge retention"),
+    "another of the Hub": ("import hf_esc, evaluate" + LOADED.format("'other'"), "the Hub's other"),
+    "somebody's kr_score": ("import hf_esc, evaluate" + LOADED.format("'me/kr_score'"), "my kr_score"),
+    "a comparison": (
+        "import hf_esc, evaluate" + LOADED.format("'kr_score', module_type='comparison'"),
+        "the Hub's comparison",
+    ),
+    "a folder": ("import hf_esc, evaluate; save('kr_score/kr_score.py')" + KR, "a file's"),
+    "a folder by path": (
+        "import hf_esc, evaluate; save('a/kr_score/kr_score.py')" + LOADED.format("'a/kr_score'"),
+        "a file's",
+    ),
+    "a file": ("import hf_esc, evaluate; save('kr_score.py')" + LOADED.format("'kr_score.py'"), "a file's"),
+    "another folder": ("import hf_esc, evaluate; save('other/other.py')" + LOADED.format("'other'"), "a file's"),
+    "nowhere": (
+        "import hf_esc, evaluate\ntry: evaluate.load('no_score')\nexcept FileNotFoundError as error: print(error)",
+        "Module 'no_score' doesn't exist on the Hugging Face Hub either",
+    ),
+    "a module of the user's that is called evaluate": (
+        "save('evaluate.py', 'load = \"mine\"'); import hf_esc, evaluate; hf_esc.register(); print(evaluate.load)",
+        "mine",
+    ),
+    "a package of the user's that is called evaluate": (
+        "save('evaluate/__init__.py', ''); save('evaluate/loading.py', 'load = \"mine\"')\n"
+        "import hf_esc; from evaluate.loading import load; hf_esc.register(); print(load)",
+        "mine",
+    ),
+    "one function, wrapped once": (
+        "import evaluate, evaluate.evaluation_suite, hf_esc; hf_esc.register(); hf_esc.register()\n"
+        "found = [place.evaluation_module_factory for place in (evaluate.loading, evaluate.inspect,\n"
+        "         evaluate.evaluation_suite)]\n"
+        "print(len(set(found)), hasattr(found[0], '__wrapped__'), hasattr(found[0].__wrapped__, '__wrapped__'))",
+        "1 True False",
+    ),
+    "the function can be pickled": (
+        "import hf_esc, evaluate, pickle; found = evaluate.loading.evaluation_module_factory\n"
+        "print(pickle.loads(pickle.dumps(found)) is found)",
+        "True",
+    ),
+}
+
+# Each runs in a fork of a process that has what evaluate imports, but neither evaluate nor hf_esc.
+SCRIPT = f"""
+import contextlib, io, json, os, sys, tempfile, traceback
+import sklearn.linear_model, sklearn.neighbors, torchvision
+import datasets, numpy, pandas, requests, torch, transformers
+from transformers import pipeline
+
+assert not any(name.startswith(("hf_esc", "evaluate")) for name in sys.modules)
+
+def save(path, text={ELSEWHERE.format(kind="Metric", where="a file's")!r}):
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    open(path, "w").write(text)
+
+printed = {{}}
+for name, code in json.load(sys.stdin).items():
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(tempfile.mkdtemp(dir="."))
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            try:
+                exec(code, {{"save": save}})
+            except BaseException:
+                traceback.print_exc(file=said)
+        os.write(write, said.getvalue().encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        printed[name] = pipe.read()
+    os.waitpid(pid, 0)
+print(json.dumps(printed))
+"""
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A Hub on which others have the names of our metrics."""
+    spaces = {
+        "evaluate-metric/kr_score": ("Metric", "the Hub's kr_score"),
+        "evaluate-metric/hm_score": ("Metric", "the Hub's hm_score"),
+        "evaluate-metric/other": ("Metric", "the Hub's other"),
+        "evaluate-comparison/kr_score": ("Comparison", "the Hub's comparison"),
+        "me/kr_score": ("Metric", "my kr_score"),
+    }
+    with stand_in_hub() as hub:
+        for name, (kind, where) in spaces.items():
+            hub.repos["space", name] = repo = Repo(name, "space", sdk="gradio")
+            file = name.split("/")[1] + ".py"
+            repo.commit("main", "the metric", {file: ELSEWHERE.format(kind=kind, where=where).encode()})
+        yield hub
+
+
+def run(cases: dict[str, str], hub, folder: Path, **variables: str) -> dict[str, str]:
+    """What each case prints, with hf_esc from this checkout and the working directory to import from."""
+    path = os.pathsep.join([".", str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = hub.environment(folder / "home", PYTHONPATH=path)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=folder,
+        env=environment | variables,
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+@forks
+@pytest.mark.slow
+@pytest.mark.parametrize("variables", [{}, {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}], ids=repr)
+def test_our_metrics_are_found_by_name_and_nothing_is_asked_of_the_hub(hub, tmp_path, variables):
+    hub.requests.clear()
+    printed = run(OURS, hub, tmp_path, **variables)
+    kr, hm = "Knowledge retention: what a classifier", "How well a classifier has forgotten"
+    starts = {**dict.fromkeys(OURS, kr), "hm_score": hm}
+    starts["two together"] = 'EvaluationModule(name: "hm_score"'
+    starts["inspected"] = "The processing scripts for metric kr_score"
+    assert {name: text for name, text in printed.items() if not text.startswith(starts[name])} == {}
+    assert 'EvaluationModule(name: "kr_score"' in printed["two together"]
+    assert hub.requests == []
+
+
+@forks
+@pytest.mark.slow
+def test_what_is_not_ours_is_found_as_ever(hub, tmp_path):
+    hub.requests.clear()
+    printed = run({name: code for name, (code, _) in AS_EVER.items()}, hub, tmp_path)
+    unexpected = {name for name, text in printed.items() if AS_EVER[name][1] not in text or "Traceback" in text}
+    assert {name: printed[name] for name in unexpected} == {}
+    assert any("evaluate-metric/other" in path for _, path, _ in hub.requests)
+
+
+def test_every_metric_of_the_checkout_is_ours():
+    assert {"hm_score", "kr_score"} <= set(METRICS)
+    for name in METRICS:
+        assert metric_folder(name) == ROOT / "metrics" / name
+        assert {path.name for path in metric_folder(name).iterdir()} >= {
+            *("README.md", "app.py", f"{name}.py", "requirements.txt"),
+        }
+
+
+@pytest.mark.parametrize(
+    "name", ["accuracy", "", ".", "..", "kr_score.py", "./kr_score", "metrics/kr_score", "hf_esc"]
+)
+def test_nothing_else_is(name):
+    assert metric_folder(name) is None
+
+
+def test_importing_hf_esc_does_not_import_evaluate():
+    code = "import sys, hf_esc; print('evaluate' in sys.modules, 'hf_esc.metric_loading' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("False False\n", "")
