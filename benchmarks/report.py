@@ -181,6 +181,25 @@ def esc_t_tolerance() -> str:
     return _esc_t_choices("tolerance")
 
 
+def knowledge_retention() -> str:
+    """Forget / retain test accuracy of the head and of every probe, of each network."""
+    columns = {"original": "original", "retrain": "Retrain", "random": "random", "model": "ESC", "ESC-T": "ESC-T"}
+    rows = []
+    for name, entry in load("knowledge_retention").items():
+        models = entry["models"]
+
+        def cells(pick: Callable[[dict], dict], models=models) -> list[str]:
+            values = [pick(models[column]) for column in columns]
+            return [f"{value['forget_test']:.1f} / {value['retain_test']:.1f}" for value in values]
+
+        rows.append([f"`{name}`", "head", *cells(lambda m: m["accuracies"])])
+        for probe in models["model"]["retention"]:
+            rows.append(["", probe.replace("_", " "), *cells(lambda m, p=probe: m["retention"][p]["mean"])])
+            spread = max(models[column]["retention"][probe]["spread"]["forget_test"] for column in columns)
+            rows[-1][1] += f" (± {spread:.1f})" if spread else ""
+    return table(["model", "", *columns.values()], rows)
+
+
 def several_classes() -> str:
     rows = [
         [
@@ -231,6 +250,7 @@ BLOCKS = {
         esc_t_tau,
         esc_t_learning_rate,
         esc_t_tolerance,
+        knowledge_retention,
         several_classes,
         performance,
         demo,
