@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 from embedded import features_and_predictions, head_accuracies, probe_accuracies
+from esc_t_speed import QUIET
 from performance import setting
 from transformers import HfArgumentParser
 
@@ -92,14 +93,7 @@ class Subject:
     def run(self, forget: int, settings: dict[str, Any], *, probe: bool) -> dict[str, Any]:
         """One training, and what it leaves."""
         with tempfile.TemporaryDirectory() as scratch:
-            args = ESCTTrainingArguments(
-                output_dir=scratch,
-                use_cpu=True,
-                disable_tqdm=True,
-                save_strategy="no",
-                logging_strategy="no",
-                **settings,
-            )
+            args = ESCTTrainingArguments(scratch, **QUIET, **settings)
             forget_set = self.forget_features.get(forget, self.data.forget_set([forget]))
             trainer = ESCTTrainer(self.model, args, forget_set, processing_class=self.processor)
             self.forget_features[forget] = trainer.train_dataset

@@ -14,6 +14,8 @@ from hf_esc.errors import IncompleteErasureWarning
 from hf_esc.forget_features import ForgetFeatures
 from hf_esc.loading import load_classifier, load_processor
 
+# No checkpoints, logs or bars, and no accelerator.
+QUIET = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
 FORGET, IMAGES_EACH, EPOCHS = ["Trouser", "Bag"], 500, 20
 
 
@@ -49,14 +51,7 @@ def cached_over_backbone(compare: Callable, runs: int) -> dict:
     def train(*, cached: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
             warnings.simplefilter("ignore", IncompleteErasureWarning)
-            args = ESCTTrainingArguments(
-                output_dir=scratch,
-                use_cpu=True,
-                disable_tqdm=True,
-                save_strategy="no",
-                logging_strategy="no",
-                num_train_epochs=EPOCHS,
-            )
+            args = ESCTTrainingArguments(scratch, num_train_epochs=EPOCHS, **QUIET)
             trainer = ESCTTrainer(model, args, forget_set, processing_class=processor)
             trainer.remove_callback(transformers.PrinterCallback)
             trainer._is_forgotten = lambda: False

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from esc_t_speed import QUIET
 from performance import setting
 from transformers import HfArgumentParser
 
@@ -49,10 +50,7 @@ def main() -> None:
             continue
         original = load_classifier(name, device="cpu")
         with tempfile.TemporaryDirectory() as scratch:
-            settings = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
-            trainer = ESCTTrainer(
-                original, ESCTTrainingArguments(scratch, seed=0, **settings), data.forget_set([forget])
-            )
+            trainer = ESCTTrainer(original, ESCTTrainingArguments(scratch, seed=0, **QUIET), data.forget_set([forget]))
             trainer.train()
         torch.manual_seed(0)
         report = evaluate_unlearning(

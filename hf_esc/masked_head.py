@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -137,6 +137,37 @@ class MaskedHead(nn.Module):
         # A product, not a selection: where nothing is chosen, there is still a gradient (zero) to be averaged.
         counted = torch.ones_like(entropy) if chosen is None else chosen.to(entropy)
         return ModelOutput(loss=-(entropy * counted).sum(), logits=logits)
+
+
+def erased_span(factors: Iterable[Any]) -> Tensor:
+    """
+    What low-rank factors have projected out so far, orthonormal `(d, k)`.
+
+    A mask is no projection, and mixes directions: behind it, these are projected out once more, or a part of what was
+    erased before would come back.
+    """
+    bases = [factor.basis for factor in factors if isinstance(factor, LowRankFactor)]
+    if not bases:
+        return torch.empty(0, 0)
+    u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1).cpu().double(), full_matrices=False)
+    return u[:, s > 1e-6]
+
+
+@torch.no_grad()
+def divide_by_largest(masks: Sequence[Tensor]) -> None:
+    """Divide the gradients of all masks by the largest entry of any: the rule of [`ESCTTrainingArguments`]."""
+    gradients = [mask.grad for mask in masks if mask.grad is not None]
+    largest = torch.stack([gradient.abs().max() for gradient in gradients]).max() if gradients else torch.tensor(0.0)
+    if largest > 0:
+        for gradient in gradients:
+            gradient.div_(largest)
+
+
+@torch.no_grad()
+def clamp(masks: Sequence[Tensor]) -> None:
+    """Keep the entries of all masks in [0, 1]."""
+    for mask in masks:
+        mask.clamp_(0, 1)
 
 
 def _bare_copy(module: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .forget_set import NOTHING_TO_FORGET
 from .hub.card import write_card
 from .ledger import Unchanged, ledger_record, refuse_all_classes
 from .mask_checkpoint import last_checkpoint, load_masks, save_masks
-from .masked_head import MaskedHead
+from .masked_head import MaskedHead, clamp, divide_by_largest, erased_span
 from .modeling_esc import ESCModel
 from .moments import SecondMoment
 from .projection import LowRankFactor, MaskedFactor
@@ -132,6 +132,7 @@ class ESCTTrainer(SafetensorsTrainer):
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self.erased_model: ESCModel | None = None
         features, weights = source.features(train_dataset, self._folder / "forget.arrow")
+        self._kind = "given" if source.given else "images"  # of the forget set, whatever `eval_dataset` is
         if not len(features):
             raise ForgetSetError(NOTHING_TO_FORGET)
         refuse_all_classes(source.erased.config, features.labels.unique().tolist())
@@ -148,12 +149,12 @@ class ESCTTrainer(SafetensorsTrainer):
             source.groups,
             weights,
             bases,
-            [_erased_span(projection.factors) for projection in source.erased.projections],
+            [erased_span(projection.factors) for projection in source.erased.projections],
             tau=args.tau,
             threshold=args.threshold,
         )
         self._source = source
-        self._given = 0
+        self._looked_at = 0
         if isinstance(eval_dataset, dict | datasets.DatasetDict):
             eval_dataset = {name: self._features_of(split) for name, split in eval_dataset.items()}
         elif eval_dataset is not None:
@@ -195,8 +196,8 @@ class ESCTTrainer(SafetensorsTrainer):
         """Features of images that are to be looked at."""
         if isinstance(dataset, ForgetFeatures):
             return dataset
-        self._given += 1
-        return self._source.features(dataset, self._folder / f"eval-{self._given}.arrow")[0]
+        self._looked_at += 1
+        return self._source.features(dataset, self._folder / f"eval-{self._looked_at}.arrow")[0]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of features, of images too."""
@@ -301,9 +302,9 @@ class ESCTTrainer(SafetensorsTrainer):
             self.args.learning_rate = explicit
         masks = list(self.model.masks)
         if explicit is None:
-            optimizer.register_step_pre_hook(lambda *_: _divide_by_largest(masks))
+            optimizer.register_step_pre_hook(lambda *_: divide_by_largest(masks))
         if self.args.clip:
-            optimizer.register_step_post_hook(lambda *_: _clamp(masks))
+            optimizer.register_step_post_hook(lambda *_: clamp(masks))
         return optimizer
 
     def _run_epoch(self, *args, **kwargs):
@@ -375,7 +376,7 @@ class ESCTTrainer(SafetensorsTrainer):
                 "step_size": rate if args.learning_rate is None else None,
                 "batch_size": self._global_batch_size,
                 "seed": self._seed,
-                "features": "given" if self._source.given else "images",
+                "features": self._kind,
                 "steps": step,
                 "max_steps": self.state.max_steps,
                 "stopped": stopped if incomplete else "forgotten",
@@ -515,32 +516,3 @@ def _second_moments(features: ForgetFeatures, groups: Sequence[SiteGroup], devic
         for moment, z in zip(moments, parts, strict=True):
             moment.update(z)
     return [moment.matrix for moment in moments]
-
-
-def _erased_span(factors: Iterable[Any]) -> Tensor:
-    """
-    What low-rank factors have projected out so far, orthonormal `(d, k)`.
-
-    A mask is no projection, and mixes directions: behind it, these are projected out once more, or a part of what was
-    erased before would come back.
-    """
-    bases = [factor.basis for factor in factors if isinstance(factor, LowRankFactor)]
-    if not bases:
-        return torch.empty(0, 0)
-    u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1).cpu().double(), full_matrices=False)
-    return u[:, s > 1e-6]
-
-
-@torch.no_grad()
-def _divide_by_largest(masks: Sequence[Tensor]) -> None:
-    gradients = [mask.grad for mask in masks if mask.grad is not None]
-    largest = torch.stack([gradient.abs().max() for gradient in gradients]).max() if gradients else torch.tensor(0.0)
-    if largest > 0:
-        for gradient in gradients:
-            gradient.div_(largest)
-
-
-@torch.no_grad()
-def _clamp(masks: Sequence[Tensor]) -> None:
-    for mask in masks:
-        mask.clamp_(0, 1)

@@ -319,3 +319,10 @@ def test_images_can_be_evaluated_after_the_training(resnet, few, fashion):
     kept = fashion.select(fashion.test, [TROUSER], keep=False).select(range(64))
     assert trainer.evaluate(kept)["eval_accuracy"] > 80
     assert trainer.evaluate(fashion.select(fashion.test, [TROUSER]).select(range(64)))["eval_accuracy"] < 10
+
+
+def test_features_to_look_at_do_not_make_the_forget_set_a_given_one(resnet, few, fashion):
+    pictures = fashion.select(fashion.train, [TROUSER]).select(range(100))
+    trainer = trained(resnet, pictures, eval_dataset=[few], num_train_epochs=30)
+    assert record(trainer)["features"] == "images"
+    assert record(trained(resnet, [few], eval_dataset=pictures, num_train_epochs=30))["features"] == "given"
