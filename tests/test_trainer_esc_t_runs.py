@@ -315,14 +315,11 @@ def test_a_second_run_of_one_trainer_is_the_first_again(resnet, few):
 
 
 def test_images_can_be_evaluated_after_the_training(resnet, few, fashion):
+    """And features where images were forgotten; the ledger says which the forget set was."""
     trainer = trained(resnet, [few], num_train_epochs=50)
     kept = fashion.select(fashion.test, [TROUSER], keep=False).select(range(64))
     assert trainer.evaluate(kept)["eval_accuracy"] > 80
     assert trainer.evaluate(fashion.select(fashion.test, [TROUSER]).select(range(64)))["eval_accuracy"] < 10
-
-
-def test_features_to_look_at_do_not_make_the_forget_set_a_given_one(resnet, few, fashion):
+    assert record(trainer)["features"] == "given"
     pictures = fashion.select(fashion.train, [TROUSER]).select(range(100))
-    trainer = trained(resnet, pictures, eval_dataset=[few], num_train_epochs=30)
-    assert record(trainer)["features"] == "images"
-    assert record(trained(resnet, [few], eval_dataset=pictures, num_train_epochs=30))["features"] == "given"
+    assert record(trained(resnet, pictures, eval_dataset=[few], num_train_epochs=30))["features"] == "images"
