@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +25,23 @@ class FeatureBatch:
         features (`list[torch.Tensor]`): One tensor `(B, d_g)` for each group of sites.
         logits (`torch.Tensor` of shape `(B, C)`): The model's logits.
         labels (`torch.Tensor` of shape `(B,)`, *optional*): The batch's `labels`, where it has them.
+        hidden (`list[torch.Tensor]`): One tensor `(B, d_l)` for each hidden state, the mean over its positions, where
+            they were asked for and the model has them.
     """
 
     features: list[Tensor]
     logits: Tensor
     labels: Tensor | None
+    hidden: list[Tensor] = field(default_factory=list)
 
 
 @torch.no_grad()
 def stream_features(
-    model: PreTrainedModel, groups: Sequence[SiteGroup], batches: Iterable[Mapping[str, Tensor]]
+    model: PreTrainedModel,
+    groups: Sequence[SiteGroup],
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    hidden: bool = False,
 ) -> Iterator[FeatureBatch]:
     """
     Run batches through `model` in eval mode and yield what its heads read.
@@ -45,6 +52,7 @@ def stream_features(
         model (`PreTrainedModel`): An image classifier.
         groups (`Sequence[SiteGroup]`): From [`find_sites`].
         batches (`Iterable[Mapping[str, torch.Tensor]]`): What the model takes; `labels` are held back from it.
+        hidden (`bool`, defaults to `False`): The hidden states too.
 
     Yields:
         [`FeatureBatch`]
@@ -60,12 +68,13 @@ def stream_features(
     def edit(group: int, features: Tensor) -> None:
         read[group] = features
 
+    options = {"output_hidden_states": True} if hidden else {}
     for number, batch in enumerate(batches):
         inputs = model_inputs(model, batch)
         read.clear()
         with edited_features(model, list(groups), edit):
             try:
-                output = model(**inputs)
+                output = model(**inputs, **options)
             except MODEL_ERRORS as error:
                 raise refused_batch(model, number, inputs, error) from error
         if len(read) != len(groups):
@@ -74,7 +83,20 @@ def stream_features(
         for group, z in zip(groups, features, strict=True):
             if z.shape[1] != group.dim:
                 raise SiteError(f"The head {group.modules[0]!r} reads {z.shape[1]} features, not {group.dim}.")
-        yield FeatureBatch(features, logits_of(output, model.config.num_labels), batch.get("labels"))
+        states = [hidden_features(state) for state in (getattr(output, "hidden_states", None) or ()) if hidden]
+        yield FeatureBatch(features, logits_of(output, model.config.num_labels), batch.get("labels"), states)
+
+
+def hidden_features(state: Tensor) -> Tensor:
+    """
+    A hidden state as `(B, d)`: the mean over tokens of `(B, T, d)`, or the map of `(B, d, H, W)` or `(B, H, W, d)`.
+
+    Maps are square where pictures are, so two equal axes that are not the last two tell that the channels are last.
+    """
+    if state.ndim < 3:
+        return state.flatten(1)
+    channels_last = state.ndim == 3 or (state.ndim == 4 and state.shape[1] == state.shape[2] != state.shape[3])
+    return pooled(state, -1 if channels_last else 1)
 
 
 class FeatureSample:

@@ -71,7 +71,7 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Sit
     num_labels = model.config.num_labels
     inputs = {name: value[:1] for name, value in inputs.items() if name not in ("labels", "return_dict")}
     name = type(model).__name__
-    with _evaluating(model):
+    with evaluating(model):
         logits, calls = _trace(model, inputs, num_labels)
         paths, bare = _heads(logits)
         if logits.ndim != 2 or logits.shape[-1] != num_labels:
@@ -288,7 +288,7 @@ def edited_features(model: nn.Module, groups: list[SiteGroup], edit) -> Iterator
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode within the context, and each module's own mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -64,17 +64,31 @@ class AllCNNForImageClassification(PreTrainedModel):
             module.reset_parameters()
 
     def forward(
-        self, pixel_values: Tensor, labels: Tensor | None = None, **kwargs
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:
             pixel_values (`torch.Tensor` of shape `(B, c, H, W)`): Images, normalised by the image processor.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): Class indices, for the cross-entropy loss.
+            output_hidden_states (`bool`, *optional*): The maps after each convolution too, `(B, w, H', W')`; as in
+                the configuration by default.
         """
-        features = self.layers(pixel_values).mean(dim=(2, 3))  # (B, w2, H/4, W/4) -> (B, d)
+        maps, hidden = pixel_values, []
+        for layer in self.layers:
+            maps = layer(maps)
+            if isinstance(layer, AllCNNLayer):
+                hidden.append(maps)
+        features = maps.mean(dim=(2, 3))  # (B, w2, H/4, W/4) -> (B, d)
         logits = self.classifier(features)  # (B, C)
         loss = self.loss_function(labels, logits, self.config) if labels is not None else None
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return ImageClassifierOutputWithNoAttention(
+            loss=loss, logits=logits, hidden_states=tuple(hidden) if wanted else None
+        )
 
 
 __all__ = ["AllCNNForImageClassification"]

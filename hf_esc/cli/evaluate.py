@@ -1,5 +1,6 @@
 """`hf-esc evaluate`: what is left of forgotten classes, with references beside each number."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,14 @@ def evaluate(
     curve: Annotated[
         bool, typer.Option("--curve", help="What a probe reads by the number of labelled images.")
     ] = False,
+    attacks: Annotated[
+        str,
+        typer.Option(
+            metavar="ATTACK[,ATTACK]|all|none",
+            help="What somebody could do to get the classes back: strip, hidden_layers, knn, few_shot, finetune "
+            "(trains each network for 100 steps).",
+        ),
+    ] = "none",
     reference: Annotated[
         str | None,
         typer.Option(
@@ -67,9 +76,16 @@ def evaluate(
 
     Example: hf-esc evaluate demo --dataset embedded
     """
-    chosen = _probes(probes)
-    if chosen is None and (reference is not None or curve or output is not None or feature_dir is not None):
-        raise OptionError("`--probes none` looks at the head alone: leave --reference, --curve, --output out with it.")
+    from ..evaluation.attacks import ATTACKS
+    from ..evaluation.probes import PROBES
+
+    chosen: list[Any] = _names(probes, PROBES, "probe")
+    attempts: list[Any] = _names(attacks, ATTACKS, "attack")
+    if not chosen and (reference is not None or curve or attempts or output is not None or feature_dir is not None):
+        raise OptionError(
+            "`--probes none` looks at the head alone: leave --reference, --curve, --attacks, --output and "
+            "--feature-dir out with it."
+        )
     if output is not None and output.is_dir():
         raise OutputError(f"The report {output} is a folder. Name a file.")
     if output is not None and not output.absolute().parent.is_dir():
@@ -83,7 +99,7 @@ def evaluate(
         model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
     )
     data = load_images(dataset, image_column=image_column, label_column=label_column)
-    if chosen is not None:
+    if chosen:
         from ..evaluation.unlearning import RETRAIN, evaluate_unlearning
 
         reference_model = None
@@ -96,6 +112,7 @@ def evaluate(
             references={} if reference_model is None else {RETRAIN: reference_model},
             probes=chosen,
             curve=curve,
+            attacks=attempts,
             seeds=range(seeds),
             batch_size=batch_size,
             num_workers=num_workers,
@@ -159,13 +176,11 @@ def _named(forget: list[str] | None, data: Any, model: Any) -> list[int] | None:
     return None
 
 
-def _probes(value: str) -> list[Any] | None:
-    """The probes that `--probes` means; None for none."""
-    from ..evaluation.probes import PROBES
-
-    if value == "none":
-        return None
-    names = list(PROBES) if value == "all" else [name.strip().replace("-", "_") for name in value.split(",")]
-    if unknown := [name for name in names if name not in PROBES]:
-        raise OptionError(f"There is no probe {unknown[0]!r}. There are: {', '.join(PROBES)}, `all` and `none`.")
+def _names(value: str, there_are: Sequence[str], kind: str) -> list[str]:
+    """The probes or attacks that an option names."""
+    if value in ("all", "none"):
+        return list(there_are) if value == "all" else []
+    names = [name.strip().replace("-", "_") for name in value.split(",")]
+    if unknown := [name for name in names if name not in there_are]:
+        raise OptionError(f"There is no {kind} {unknown[0]!r}. There are: {', '.join(there_are)}, `all` and `none`.")
     return names

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,7 +141,7 @@ class CurvePoint:
     A point of the KR curve.
 
     Args:
-        labelled (`int`): Labelled forget features of each class.
+        labelled (`int`): Labelled forget features of each class; where all are, of the smallest class.
         forget_test, retain_test (`float`): Test accuracies of the probe, in %, the mean over the seeds.
         spread (`float`): Standard deviation of `forget_test` over the seeds.
     """
@@ -236,7 +237,10 @@ def check_retention_data(
         raise ProbeError(
             f"Training features have {train_features.shape[1]} dimensions and test features {test_features.shape[1]}."
         )
-    forget = torch.tensor(sorted(set(forget_labels)), dtype=torch.long)
+    try:
+        forget = torch.tensor(sorted({operator.index(label) for label in forget_labels}), dtype=torch.long)
+    except TypeError:
+        raise ProbeError(f"`forget_labels` are class indices, whole numbers, not {list(forget_labels)}.") from None
     if not len(forget):
         raise ProbeError("Which classes were to be forgotten? `forget_labels` is empty.")
     for what, labels in (("training", train_labels), ("test", test_labels)):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,24 @@ class SplitFeatures:
         features (`torch.Tensor` of shape `(N, d)`): As they reach the head, float32.
         logits (`torch.Tensor` of shape `(N, C)`): float32.
         labels (`torch.LongTensor` of shape `(N,)`): The model's class indices.
+        hidden (`tuple[torch.Tensor, ...]`): One tensor `(N, d_l)` for each hidden state, the mean over its positions,
+            float32; none where they were not asked for, or the model gives none.
     """
 
     features: Tensor
     logits: Tensor
     labels: Tensor
+    hidden: tuple[Tensor, ...] = ()
 
     def right(self) -> Tensor:
         """Which images the head gets right, `(N,)`."""
         return self.logits.argmax(dim=1) == self.labels
+
+    def without(self, labels: Sequence[int]) -> SplitFeatures:
+        """All images but those of these classes."""
+        rows = ~torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long))
+        hidden = tuple(state[rows] for state in self.hidden)
+        return SplitFeatures(self.features[rows], self.logits[rows], self.labels[rows], hidden)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,7 @@ def model_features(
     batch_size: int = 64,
     num_workers: int = 0,
     folder: Path | None = None,
+    hidden: bool = False,
 ) -> ModelFeatures:
     """
     One pass of a model over the training and the test images of a data set, without augmentation.
@@ -79,6 +90,7 @@ def model_features(
         batch_size, num_workers: As in [`image_batches`].
         folder (`Path`, *optional*): Where to keep the features; those of the same weights and images that are there
             are read and not computed.
+        hidden (`bool`, defaults to `False`): The hidden states too.
 
     Raises:
         DataError: If the data set has no test split.
@@ -91,13 +103,13 @@ def model_features(
     for title, split in (("train", data.train), ("test", data.test)):
         key = _key(model, split, processor, data) if folder is not None else ""
         file = folder / f"{name}-{title}.safetensors" if folder is not None else None
-        found = _read(file, key) if file is not None else None
+        found = _read(file, key, hidden) if file is not None else None
         if found is None:
-            found = _compute(inner, groups, split, data, processor, f"{name}, {title}", batch_size, num_workers)
+            found = _compute(
+                inner, groups, split, data, processor, f"{name}, {title}", batch_size, num_workers, hidden
+            )
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                tensors = {"features": found.features, "logits": found.logits, "labels": found.labels}
-                save_file(tensors, file, metadata={"format": "pt", "key": key})
+                _write(file, key, found, hidden)
         splits.append(found)
     return ModelFeatures(*splits)
 
@@ -120,6 +132,7 @@ def _compute(
     title: str,
     batch_size: int,
     num_workers: int,
+    hidden: bool,
 ) -> SplitFeatures:
     batches = image_batches(
         split,
@@ -131,13 +144,15 @@ def _compute(
         num_channels=image_channels(model.config),
     )
     bar = logging.tqdm(batches, total=-(-len(split) // batch_size), desc=f"Features, {title}", unit="batch")
-    features, logits, labels = [], [], []
-    for batch in stream_features(model, groups, bar):
+    features, logits, labels, states = [], [], [], []
+    for batch in stream_features(model, groups, bar, hidden=hidden):
         features.append(torch.cat([z.float().cpu() for z in batch.features], dim=1))
         logits.append(batch.logits.float().cpu())
         labels.append(torch.as_tensor(batch.labels))
+        states.append([state.float().cpu() for state in batch.hidden])
     mapping = torch.tensor(data.labels_in(model.config))
-    return SplitFeatures(torch.cat(features), torch.cat(logits), mapping[torch.cat(labels)])
+    layers = tuple(torch.cat(layer) for layer in zip(*states, strict=True))
+    return SplitFeatures(torch.cat(features), torch.cat(logits), mapping[torch.cat(labels)], layers)
 
 
 def _key(model: PreTrainedModel, split: datasets.Dataset, processor: Any, data: ImageData) -> str:
@@ -153,11 +168,22 @@ def _key(model: PreTrainedModel, split: datasets.Dataset, processor: Any, data: 
     return digest.hexdigest()
 
 
-def _read(file: Path, key: str) -> SplitFeatures | None:
+def _write(file: Path, key: str, split: SplitFeatures, hidden: bool) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {"features": split.features, "logits": split.logits, "labels": split.labels}
+    tensors |= {f"hidden.{layer}": state for layer, state in enumerate(split.hidden)}
+    layers = str(len(split.hidden)) if hidden else ""
+    save_file(tensors, file, metadata={"format": "pt", "key": key, "layers": layers})
+
+
+def _read(file: Path, key: str, hidden: bool) -> SplitFeatures | None:
     try:
         with safe_open(file, framework="pt") as opened:
-            if (opened.metadata() or {}).get("key") != key:
+            metadata = opened.metadata() or {}
+            if metadata.get("key") != key or (hidden and not metadata["layers"]):
                 return None
-            return SplitFeatures(*(opened.get_tensor(name) for name in ("features", "logits", "labels")))
+            layers = tuple(opened.get_tensor(f"hidden.{layer}") for layer in range(int(metadata["layers"] or 0)))
+            features, logits, labels = (opened.get_tensor(name) for name in ("features", "logits", "labels"))
+            return SplitFeatures(features, logits, labels, layers if hidden else ())
     except Exception:  # a file that is not there, or was cut off: it is computed anew
         return None

@@ -117,7 +117,7 @@ def _paper(z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """Xavier-normal weights and zero bias."""
-    layer = nn.Linear(inputs, outputs)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # its own start would draw from the caller's generator
     nn.init.xavier_normal_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer

@@ -11,6 +11,8 @@ from huggingface_hub import EvalResult
 
 from ..errors import DataError
 from .accuracy import Accuracies
+from .attacks import MEANINGS, AttackResult
+from .differences import average_gap
 from .knowledge_retention import CurvePoint
 from .membership import MembershipInference
 from .zrf import ZeroRetrainForgetting
@@ -63,6 +65,8 @@ class ModelResult:
         curve (`list[CurvePoint]`, *optional*): The KR curve.
         membership ([`MembershipInference`], *optional*): Forget images of the training set against the test set.
         zrf ([`ZeroRetrainForgetting`], *optional*): Against the random network.
+        attacks (`dict[str, AttackResult | None]`, *optional*): By name; None where an attack cannot be made on this
+            model.
     """
 
     accuracies: Accuracies
@@ -70,6 +74,7 @@ class ModelResult:
     curve: list[CurvePoint] | None = None
     membership: MembershipInference | None = None
     zrf: ZeroRetrainForgetting | None = None
+    attacks: dict[str, AttackResult | None] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,8 +88,11 @@ class UnlearningReport:
         forget_labels (`list[int]`): Their indices in the model.
         num_forget_train, num_forget_test (`int`): Forget images.
         method (`list[str]`): The methods in the model's ledger.
-        seeds (`list[int]`): Of the probes.
+        seeds (`list[int]`): Of the probes and of membership inference.
         models (`dict[str, ModelResult]`): The model under test (`model`), and its references.
+        left_out (`list[str]`): Names of classes that were erased too and are counted neither as forgotten nor as
+            retained.
+        random_seed (`int`, *optional*): Of the random network's weights; None where one was given.
         versions (`dict[str, str]`): Of the libraries.
     """
 
@@ -97,6 +105,8 @@ class UnlearningReport:
     method: list[str]
     seeds: list[int]
     models: dict[str, ModelResult]
+    left_out: list[str] = field(default_factory=list)
+    random_seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def recovery_rate(self, probe: str, name: str = "model") -> float | None:
@@ -129,6 +139,25 @@ class UnlearningReport:
         found, retrain, original = values
         return (found - retrain) / (original - retrain) if abs(original - retrain) > 1 else None
 
+    def average_gap(self, name: str = "model") -> float | None:
+        """
+        Avg Gap of Table 5 of the paper: the mean distance from the retrained model, in points, of the head's
+        accuracies and of membership inference. Where random images were forgotten these are, as there, the accuracies
+        on forget, retain and test images; where classes were, test images count as forget and as retain.
+
+        None without a retrained model, or with too few images for membership inference.
+        """
+        sides: list[dict[str, float]] = []
+        for column in (name, "retrain"):
+            result = self.models.get(column)
+            if result is None or result.membership is None:
+                return None
+            shares = ("forget_train", "retain_train", "forget_test", "retain_test")
+            values = {share: getattr(result.accuracies, share) for share in shares}
+            present = {share: value for share, value in values.items() if value is not None}
+            sides.append({**present, "membership": result.membership.accuracy})
+        return average_gap(*sides)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with what follows from them: `recovery_rate` and `excess_knowledge` by probe."""
         probes = list(self.models["model"].retention)
@@ -137,6 +166,7 @@ class UnlearningReport:
             **asdict(self),
             "recovery_rate": {probe: self.recovery_rate(probe) for probe in probes},
             "excess_knowledge": {probe: self.excess_knowledge(probe) for probe in probes},
+            "average_gap": self.average_gap(),
         }
 
     def to_json(self) -> str:
@@ -155,7 +185,7 @@ class UnlearningReport:
             values = json.loads(text)
             if values.pop("schema") != _SCHEMA:
                 raise ValueError("it is of another version")
-            for derived in ("recovery_rate", "excess_knowledge"):
+            for derived in ("recovery_rate", "excess_knowledge", "average_gap"):
                 values.pop(derived)
             values["models"] = {name: _result(result) for name, result in values["models"].items()}
             return cls(**values)
@@ -192,10 +222,20 @@ class UnlearningReport:
             row(title, (getattr(result.membership, key, None) for result in results))
         section("ZRF on forget images (1: as a random network)")
         lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>12}" for r in results))
+        gaps = {name: self.average_gap(name) for name in names}
+        if any(gap is not None for gap in gaps.values()):
+            section("Avg Gap: how far accuracies and membership inference are from the retrained model's")
+            row("Avg Gap", gaps.values())
         if any(result.curve for result in results):
             section("KR of a converged probe on D_ft, by labelled forget images of each class")
             for index, point in enumerate(self.models["model"].curve or []):
                 row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
+        if attacks := self.models["model"].attacks:
+            section("attacks: what they get right of forget test images (the original's number: all there is to get)")
+            for attack in attacks:
+                found = [(result.attacks or {}).get(attack) for result in results]
+                row(attack, (None if result is None else result.forget_test for result in found))
+            lines += [f"  {attack}: {MEANINGS[attack]}" for attack in attacks]
         return "\n".join(lines)
 
     def eval_results(self) -> list[EvalResult]:
@@ -229,4 +269,11 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
         curve=[CurvePoint(**point) for point in values["curve"]] if values["curve"] is not None else None,
         membership=MembershipInference(**values["membership"]) if values["membership"] is not None else None,
         zrf=ZeroRetrainForgetting(**values["zrf"]) if values["zrf"] is not None else None,
+        attacks=_attacks(values["attacks"]),
     )
+
+
+def _attacks(values: Mapping[str, Any] | None) -> dict[str, AttackResult | None] | None:
+    if values is None:
+        return None
+    return {name: None if result is None else AttackResult(**result) for name, result in values.items()}

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,24 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging
 
 from ..data import ImageData
-from ..errors import LabelError, ModelError, ProbeError
+from ..errors import DataError, LabelError, ModelError, ProbeError
 from ..ledger import label_names
 from ..loading import load_processor
+from ..sites import evaluating
 from ..version import __version__
+from .attacks import (
+    ATTACKS,
+    AttackName,
+    AttackResult,
+    few_shot,
+    finetune,
+    hidden_layers,
+    nearest_neighbours,
+    projection,
+    strip,
+)
 from .knowledge_retention import Part, accuracies_of, retention_curve, retention_of, share_of
-from .membership import LEAST, membership_inference
+from .membership import LEAST, MembershipInference, attack_losses, cross_entropies
 from .model_features import ModelFeatures, model_features
 from .probes import PROBES, ProbeName
 from .report import ModelResult, Retention, UnlearningReport
@@ -29,6 +43,7 @@ from .zrf import zero_retrain_forgetting
 
 # Names of columns, in the order of a report.
 MODEL, ORIGINAL, RETRAIN, RANDOM = "model", "original", "retrain", "random"
+RANDOM_SEED = 0
 
 
 def evaluate_unlearning(
@@ -40,6 +55,7 @@ def evaluate_unlearning(
     references: Mapping[str, PreTrainedModel] | None = None,
     probes: Sequence[ProbeName] = ("paper", "converged"),
     curve: bool = False,
+    attacks: Sequence[AttackName] = (),
     seeds: Sequence[int] = (0, 1, 2),
     processor: Any = None,
     batch_size: int = 64,
@@ -66,7 +82,9 @@ def evaluate_unlearning(
         references (`Mapping[str, PreTrainedModel]`, *optional*): `original`, `retrain`, or others by any name.
         probes (`Sequence[str]`): Of [`train_probe`]. `paper` and `converged` are always there.
         curve (`bool`, defaults to `False`): The KR curve too, of the converged probe.
-        seeds (`Sequence[int]`): For probes that have any randomness.
+        attacks (`Sequence[str]`): Of [`ATTACKS`][hf_esc.evaluation.attacks]: what somebody could do to get the classes
+            back. `finetune` trains a copy of each network but the random one.
+        seeds (`Sequence[int]`): For probes that have any randomness, and for membership inference.
         processor (*optional*): Image processor; that of `model` by default.
         batch_size, num_workers: As in [`model_features`].
         device (*optional*): Where probes are trained.
@@ -79,32 +97,52 @@ def evaluate_unlearning(
         LabelError: If it is not known what was to be forgotten.
         ModelError: If a reference has other classes than the model.
         DataError: If the data set has no test split.
-        ProbeError: If a forget label has no test images, and as [`knowledge_retention`].
+        ProbeError: If there is no such probe or attack, a forget label has no training or no test images, and as
+            [`knowledge_retention`].
     """
     chosen: list[ProbeName] = [probe for probe in PROBES if probe in {"paper", "converged", *probes}]
     if unknown := set(probes) - set(PROBES):
         raise ProbeError(f"There is no probe {sorted(unknown)}. There are: {', '.join(PROBES)}.")
+    if strange := set(attacks) - set(ATTACKS):
+        raise ProbeError(f"There is no attack {sorted(strange)}. There are: {', '.join(ATTACKS)}.")
+    if attacks and forget_indices is not None:
+        raise ProbeError("Attacks try to get a class back. Of images of all classes there is none to get back.")
     if not len(seeds):
         raise ProbeError("`seeds` is empty: a probe needs one.")
+    if data.test is None:
+        raise DataError(f"{data.name!r} has no test split, and what a probe reads can only be told on test images.")
     processor = processor if processor is not None else load_processor(model)
     gone_labels = _forget_labels(model, data, forget_labels, forget_indices)
+    _check_images(model, data, gone_labels)
+    # A class that was erased and is not asked for is neither forgotten nor retained.
+    left_out = sorted(_erased_labels(model) - set(gone_labels)) if forget_indices is None else []
     columns = _columns(model, dict(references or {}))
     folder = Path(feature_dir) if feature_dir is not None else None
-    seen: dict[str, ModelFeatures] = {}
-    for name, (network, projected) in columns.items():
-        with torch.no_grad(), _projection(network, on=projected):
-            seen[name] = model_features(
+
+    def look(name: str, network: PreTrainedModel, projected: bool, hidden: bool) -> ModelFeatures:
+        with evaluating(network), projection(network, on=projected):
+            found = model_features(
                 network,
                 data,
                 processor,
                 name=name,
+                hidden=hidden,
+                folder=folder,
                 batch_size=batch_size,
                 num_workers=num_workers,
-                folder=folder,
             )
+        return ModelFeatures(found.train.without(left_out), found.test.without(left_out)) if left_out else found
+
+    def stripped(name: str) -> ModelFeatures:
+        network, projected = columns[name]
+        if network.config.model_type != "esc" or not projected:
+            return seen[name]
+        same = columns.get(ORIGINAL) == (network, False)
+        return seen[ORIGINAL] if same else look(f"{name}-stripped", network, False, False)
+
+    seen = {name: look(name, *column, "hidden_layers" in attacks) for name, column in columns.items()}
     results: dict[str, ModelResult] = {}
-    work = [(name, probe) for name in columns for probe in chosen]
-    bar = logging.tqdm(total=len(work), desc="Probes", unit="probe")
+    bar = logging.tqdm(total=len(columns) * (len(chosen) + len(attacks)), desc="Probes and attacks", unit="probe")
     for name, features in seen.items():
         parts = _parts(features, gone_labels, forget_indices)
         retentions: dict[str, Retention] = {}
@@ -117,29 +155,53 @@ def evaluate_unlearning(
             points = retention_curve(
                 train.features, train.labels, test.features, test.labels, gone_labels, seeds=seeds, device=device
             )
+        attacked: dict[str, AttackResult | None] = {}
+        for attack in (attack for attack in ATTACKS if attack in attacks):
+            attacked[attack] = None
+            network, projected = columns[name]
+            if attack == "strip":
+                attacked[attack] = strip(stripped(name), parts[1][2])
+            elif attack == "finetune" and name != RANDOM:
+                attacked[attack] = finetune(
+                    network,
+                    data,
+                    processor,
+                    gone_labels,
+                    left_out=left_out,
+                    projected=projected,
+                    num_workers=num_workers,
+                    seed=seeds[0],
+                )
+            elif attack in ("hidden_layers", "knn", "few_shot"):
+                attacked[attack] = _attack_on_features(attack, features, parts, seeds[0])
+            bar.update()
         results[name] = ModelResult(
             accuracies=_head(features, parts),
             retention=retentions,
             curve=points,
-            membership=_membership(features, parts),
+            membership=_membership(features, parts, seeds),
             zrf=_zrf(features, seen[RANDOM], parts),
+            attacks=attacked or None,
         )
     bar.close()
+    gone_train, gone_test = (part[2] for part in _parts(seen[MODEL], gone_labels, forget_indices))
     return UnlearningReport(
         model=str(model.config._name_or_path or type(model).__name__),
         dataset=data.name,
         forget=[str(name) for name in label_names(model.config, gone_labels).values()],
         forget_labels=list(gone_labels),
-        num_forget_train=int(_parts(seen[MODEL], gone_labels, forget_indices)[0][2].sum()),
-        num_forget_test=int(_parts(seen[MODEL], gone_labels, forget_indices)[1][2].sum()),
+        left_out=[str(name) for name in label_names(model.config, left_out).values()],
+        num_forget_train=int(gone_train.sum()),
+        num_forget_test=int(gone_test.sum()),
         method=[str(record.get("method")) for record in getattr(model.config, "erasures", [])],
         seeds=list(seeds),
+        random_seed=None if references and RANDOM in references else RANDOM_SEED,
         models=results,
         versions={"hf_esc": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     )
 
 
-def random_network(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
     """A randomly initialised network of the architecture of `model`, of what is inside an [`ESCModel`]."""
     base = model.model if model.config.model_type == "esc" else model
     with torch.random.fork_rng():
@@ -169,11 +231,26 @@ def _forget_labels(model, data: ImageData, forget_labels, forget_indices) -> lis
             raise LabelError(f"There are no classes {wrong} in {data.name!r}, which has {len(mapping)}.")
         labels = [mapping[label] for label in forget_labels]
     else:
-        erased = {i for record in getattr(model.config, "erasures", []) for i in record.get("label_ids") or ()}
+        erased = _erased_labels(model)
         labels = [label for label in mapping if label in erased]
     if not labels:
         raise LabelError("Which classes should the model have forgotten? It does not say; name them.")
     return sorted(labels)
+
+
+def _erased_labels(model) -> set[int]:
+    """The classes in the model's ledger."""
+    return {i for record in getattr(model.config, "erasures", []) for i in record.get("label_ids") or ()}
+
+
+def _check_images(model, data: ImageData, labels: list[int]) -> None:
+    """Raise unless each of these classes has training and test images."""
+    mapping = data.labels_in(model.config)
+    for what, split in (("training", data.train), ("test", data.test)):
+        there = {mapping[label] for label in set(split.with_format(None)[data.label_column])} if split else set()
+        if absent := label_names(model.config, set(labels) - there):
+            names = ", ".join(map(str, absent.values()))
+            raise ProbeError(f"There is no {what} image of the forgotten classes {names}: nothing can be said.")
 
 
 def _columns(model, references: dict[str, Any]) -> dict[str, tuple[Any, bool]]:
@@ -195,23 +272,7 @@ def _columns(model, references: dict[str, Any]) -> dict[str, tuple[Any, bool]]:
                 f"The reference {name!r} has {network.config.num_labels} classes, and the model has "
                 f"{model.config.num_labels}. A retrained model keeps the class that it has never seen."
             )
-        network.eval()
     return columns
-
-
-class _projection:  # noqa: N801 (a context)
-    """The projection of an erased model on or off; nothing for another model."""
-
-    def __init__(self, network, *, on: bool):
-        self.context = None if on or network.config.model_type != "esc" else network.disable_projection()
-
-    def __enter__(self):
-        if self.context is not None:
-            self.context.__enter__()
-
-    def __exit__(self, *details):
-        if self.context is not None:
-            self.context.__exit__(*details)
 
 
 def _parts(features: ModelFeatures, labels: list[int], indices: Sequence[int] | None) -> tuple[Part, Part]:
@@ -226,8 +287,6 @@ def _parts(features: ModelFeatures, labels: list[int], indices: Sequence[int] | 
             torch.zeros(len(test.labels), dtype=torch.bool),
         )
     forget = torch.tensor(labels)
-    if not torch.isin(test.labels, forget).any():
-        raise ProbeError("There is no test image of the forgotten classes, so nothing can be said of them.")
     return (train.features, train.labels, torch.isin(train.labels, forget)), (
         test.features,
         test.labels,
@@ -260,16 +319,32 @@ def _retention(parts: tuple[Part, Part], probe: ProbeName, seeds: Sequence[int],
     )
 
 
-def _membership(features: ModelFeatures, parts: tuple[Part, Part]):
-    """Forget images: training against test; where rows were forgotten, these against all test images."""
+def _attack_on_features(
+    name: AttackName, features: ModelFeatures, parts: tuple[Part, Part], seed: int
+) -> AttackResult | None:
+    """The attacks for which what was seen in the one pass is all that it takes."""
+    if name == "hidden_layers":
+        return hidden_layers(features, parts[0][2], parts[1][2])
+    return nearest_neighbours(*parts) if name == "knn" else few_shot(*parts, seed=seed)
+
+
+def _membership(features: ModelFeatures, parts: tuple[Part, Part], seeds: Sequence[int]) -> MembershipInference | None:
+    """
+    Forget images: training against test; where rows were forgotten, these against all test images.
+
+    The accuracy depends on the draw and the splits: it is the mean over the seeds, and its spread that of all splits.
+    """
     (_, _, gone_train), (_, _, gone_test) = parts
     others: Tensor = gone_test if gone_test.any() else torch.ones_like(gone_test)
     train, test = features.train, features.test
     if min(int(gone_train.sum()), int(others.sum())) < LEAST:
         return None
-    return membership_inference(
-        train.logits[gone_train], train.labels[gone_train], test.logits[others], test.labels[others]
-    )
+    members = cross_entropies(train.logits[gone_train], train.labels[gone_train])
+    nonmembers = cross_entropies(test.logits[others], test.labels[others])
+    runs = [attack_losses(members, nonmembers, seed=seed) for seed in seeds]
+    accuracies = [run.accuracy for run in runs]
+    variance = statistics.pvariance(accuracies) + statistics.fmean(run.spread**2 for run in runs)
+    return replace(runs[0], accuracy=statistics.fmean(accuracies), spread=math.sqrt(variance))
 
 
 def _zrf(features: ModelFeatures, random: ModelFeatures, parts: tuple[Part, Part]):

@@ -1,0 +1,241 @@
+"""Attacks: how somebody would try to get a forgotten class back from a model, and how far that goes."""
+
+# Shapes: N training and M test images, d feature dimensions, C classes, L hidden layers.
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..data import Batch, ImageData, image_batches, image_channels
+from ..errors import ProbeError
+from ..features import model_inputs
+from ..outputs import logits_of
+from .knowledge_retention import Part, retention_of, share_of
+from .model_features import ModelFeatures
+
+AttackName = Literal["strip", "hidden_layers", "knn", "few_shot", "finetune"]
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
+# Who could do it, and how: a line for each.
+MEANINGS: dict[str, str] = {
+    "strip": "holds the file: takes the projection off, where there is one, and asks the head",
+    "hidden_layers": "holds the file, or is given hidden_states: a converged probe on the layer that shows most",
+    "knn": "is given features and has all images with labels: the 10 nearest neighbours",
+    "few_shot": "is given features and has 5 images of each class with labels: the nearest class mean",
+    "finetune": "holds the file and has images of the other classes alone: trains on them and asks the head",
+}
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """
+    What an attack gets back. Read it beside the original's number of the same attack, which is all there is to get.
+
+    Args:
+        forget_test (`float`): Test images of the forgotten classes that are classified right, in %.
+        retain_test (`float`): The same of the other classes: an attack that calls everything forgotten is none.
+        meaning (`str`): Who could do it, and how.
+        spread (`float`, *optional*): Standard deviation of `forget_test`, where there are several draws.
+        settings (`dict`): Of the attack.
+    """
+
+    forget_test: float
+    retain_test: float
+    meaning: str
+    spread: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def strip(stripped: ModelFeatures, gone: Tensor) -> AttackResult:
+    """
+    What the head says with the projection off; where there is none to take off, what it says.
+
+    Args:
+        stripped ([`ModelFeatures`]): Of the model, within [`ESCModel.disable_projection`] if it is one.
+        gone (`torch.BoolTensor` of shape `(M,)`): Which test images are of the forgotten classes.
+    """
+    return _result("strip", stripped.test.right(), gone)
+
+
+def nearest_neighbours(train: Part, test: Part) -> AttackResult:
+    """
+    The probe `knn` of [`train_probe`].
+
+    Args:
+        train, test (`tuple`): Features, labels, and which are of the forgotten classes.
+    """
+    found = retention_of(train, test, probe="knn")
+    forget, retain = _test_shares(found.accuracies)
+    return AttackResult(forget, retain, MEANINGS["knn"], settings=found.settings)
+
+
+def hidden_layers(features: ModelFeatures, train_gone: Tensor, test_gone: Tensor) -> AttackResult | None:
+    """
+    A converged probe on the mean over positions of every hidden state; the number is that of the layer which shows
+    most of the forgotten classes. Chosen on the test images, it is a little more than an attacker would get.
+
+    Args:
+        features ([`ModelFeatures`]): With hidden states.
+        train_gone (`torch.BoolTensor` of shape `(N,)`): Which training images are of the forgotten classes.
+        test_gone (`torch.BoolTensor` of shape `(M,)`): The same of the test images.
+
+    Returns:
+        [`AttackResult`], whose `settings` hold `layers`, the two numbers of each; None of a model that gives no hidden
+        states.
+    """
+    layers: list[tuple[float, float]] = []
+    states = list(zip(features.train.hidden, features.test.hidden, strict=True))
+    for train_state, test_state in logging.tqdm(states, desc="Hidden layers", unit="layer", leave=False):
+        found = retention_of(
+            (train_state, features.train.labels, train_gone),
+            (test_state, features.test.labels, test_gone),
+            probe="converged",
+        )
+        layers.append(_test_shares(found.accuracies))
+    if not layers:
+        return None
+    best = max(range(len(layers)), key=lambda layer: layers[layer])
+    forget, retain = layers[best]
+    settings = {"layer": best, "layers": [list(layer) for layer in layers]}
+    return AttackResult(forget, retain, MEANINGS["hidden_layers"], settings=settings)
+
+
+def few_shot(train: Part, test: Part, *, shots: int = 5, draws: int = 10, seed: int = 0) -> AttackResult:
+    r"""
+    A head that is made anew of a few images: each class \(c\) is the mean \(\mu_c\) of so many of its features, and a
+    test feature \(z\) is of the class \(\arg\min_c \|z - \mu_c\|_2\).
+
+    Args:
+        train, test (`tuple`): Features, labels, and which are of the forgotten classes.
+        shots (`int`, defaults to 5): Labelled images of each class, of the others too. Of a class with fewer, all.
+        draws (`int`, defaults to 10): How often they are drawn; the numbers are the means.
+        seed (`int`, defaults to 0): Of the draws.
+    """
+    features, labels, _ = train
+    test_features, test_labels, gone = test
+    classes = labels.unique()
+    rows = [(labels == label).nonzero().flatten() for label in classes]
+    generator = torch.Generator().manual_seed(seed)
+    shares = []
+    for _ in range(draws):
+        chosen = [part[torch.randperm(len(part), generator=generator)[:shots]] for part in rows]
+        means = torch.stack([features[part].mean(dim=0) for part in chosen])  # (C, d)
+        nearest = torch.cat([torch.cdist(z, means).argmin(dim=1) for z in test_features.split(8192)])
+        right = classes[nearest] == test_labels
+        shares.append((share_of(right, gone), share_of(right, ~gone)))
+    forget, retain = zip(*shares, strict=True)
+    return AttackResult(
+        statistics.fmean(forget),
+        statistics.fmean(retain),
+        MEANINGS["few_shot"],
+        spread=statistics.pstdev(forget),
+        settings={"shots": shots, "draws": draws, "seed": seed},
+    )
+
+
+def finetune(
+    model: PreTrainedModel,
+    data: ImageData,
+    processor: Any,
+    forget_labels: Sequence[int],
+    *,
+    left_out: Sequence[int] = (),
+    projected: bool = True,
+    steps: int = 100,
+    learning_rate: float = 1e-3,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    seed: int = 0,
+) -> AttackResult:
+    """
+    Train all weights on retain images alone, and see whether the head finds the forgotten classes again.
+
+    SGD with momentum 0.9 on the cross-entropy, without augmentation; a projection stays as it is. With other rates
+    than this one, fewer came back in what was tried.
+
+    Args:
+        model (`PreTrainedModel`): An image classifier or an [`ESCModel`]; a copy of it is trained.
+        data ([`ImageData`]): With a test split.
+        processor: The model's image processor.
+        forget_labels (`Sequence[int]`): The model's classes that were to be forgotten.
+        left_out (`Sequence[int]`): The model's classes that are neither trained nor looked at.
+        projected (`bool`, defaults to `True`): False for the original inside of an [`ESCModel`].
+        steps, learning_rate, batch_size, seed: Of the training; the seed draws the images.
+        num_workers (`int`): As in [`image_batches`].
+    """
+    mapping = torch.tensor(data.labels_in(model.config))
+    absent = [there for there, label in enumerate(mapping.tolist()) if label in {*forget_labels, *left_out}]
+    retain = data.select(data.train, absent, keep=False)
+    if not len(retain):
+        raise ProbeError("There is no image of another class to fine-tune on.")
+
+    def batches(split) -> Iterator[Batch]:
+        yield from image_batches(
+            split,
+            processor,
+            image_column=data.image_column,
+            label_column=data.label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_channels=image_channels(model.config),
+        )
+
+    copied = copy.deepcopy(model).float().train()
+    num_labels = model.config.num_labels
+    weights = [parameter for parameter in copied.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=learning_rate, momentum=0.9)
+    with torch.random.fork_rng(), projection(copied, on=projected):
+        torch.manual_seed(seed)  # of dropout
+        bar = logging.tqdm(total=steps, desc="Fine-tuning", unit="step", leave=False)
+        generator = torch.Generator().manual_seed(seed)
+        while bar.n < steps:
+            rows = torch.randperm(len(retain), generator=generator)[: (steps - bar.n) * batch_size]
+            for batch in batches(retain.select(rows.tolist())):
+                logits = logits_of(copied(**model_inputs(copied, batch)), num_labels)
+                optimizer.zero_grad()
+                functional.cross_entropy(logits, mapping[batch["labels"]].to(logits.device)).backward()
+                optimizer.step()
+                bar.update()
+        bar.close()
+        copied.eval()
+        right, labels = [], []
+        with torch.no_grad():
+            for batch in batches(data.test):
+                logits = logits_of(copied(**model_inputs(copied, batch)), num_labels)
+                labels.append(mapping[batch["labels"]])
+                right.append(logits.argmax(dim=1).cpu() == labels[-1])
+    seen = torch.cat(labels)
+    looked_at = ~torch.isin(seen, torch.tensor(list(left_out), dtype=torch.long))
+    gone = torch.isin(seen, torch.tensor(list(forget_labels)))
+    settings = {"optimizer": "SGD", "learning_rate": learning_rate, "momentum": 0.9, "batch_size": batch_size}
+    settings |= {"steps": steps, "seed": seed}
+    return _result("finetune", torch.cat(right)[looked_at], gone[looked_at], settings)
+
+
+def projection(network: Any, *, on: bool) -> AbstractContextManager:
+    """The projection of an erased model on or off; nothing for another model."""
+    return nullcontext() if on or network.config.model_type != "esc" else network.disable_projection()
+
+
+def _result(name: str, right: Tensor, gone: Tensor, settings: dict[str, Any] | None = None) -> AttackResult:
+    forget, retain = share_of(right, gone), share_of(right, ~gone)
+    if forget is None or retain is None:
+        raise ProbeError("An attack is tried on test images of the forgotten classes and of others.")
+    return AttackResult(forget, retain, MEANINGS[name], settings=settings or {})
+
+
+def _test_shares(accuracies) -> tuple[float, float]:
+    return accuracies.forget_test, accuracies.retain_test
+
+
+__all__ = ["ATTACKS", "AttackResult", "few_shot", "finetune", "hidden_layers", "nearest_neighbours", "strip"]
