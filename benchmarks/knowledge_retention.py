@@ -1,5 +1,5 @@
 """
-Knowledge retention on the embedded models: original, Retrain, random network, ESC and ESC-T, by every probe.
+Knowledge retention on the embedded models: original, Retrain, random, ESC and ESC-T, by every probe and attack.
 
     python examples/train_embedded.py --dataset fashion_mnist_25k --architecture resnet --exclude Trouser \
         --output_dir build/retrain/resnet --num_train_epochs 24
@@ -25,6 +25,7 @@ from transformers import HfArgumentParser
 from hf_esc import ESCTTrainer, ESCTTrainingArguments, erase
 from hf_esc.data import load_images
 from hf_esc.embedded import embedded_models
+from hf_esc.evaluation.attacks import ATTACKS
 from hf_esc.evaluation.probes import PROBES
 from hf_esc.evaluation.unlearning import evaluate_unlearning
 from hf_esc.loading import load_classifier
@@ -60,6 +61,7 @@ def main() -> None:
             references={"retrain": load_classifier(folder, device="cpu"), "ESC-T": trainer.erased_model},
             probes=PROBES,
             curve=True,
+            attacks=ATTACKS,
             seeds=SEEDS,
         )
         print(name, report.table(), file=sys.stderr, flush=True)

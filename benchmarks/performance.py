@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import kr_speed
 import torch
 import transformers
 from esc_t_speed import cached_over_backbone
@@ -30,6 +31,7 @@ from transformers import (
     TimmWrapperForImageClassification,
     ViTConfig,
     ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 import hf_esc
@@ -89,6 +91,13 @@ def efficientnet(folder: str):
     return TimmWrapperForImageClassification(
         TimmWrapperConfig(architecture="tf_efficientnet_lite0", num_labels=1000)
     ).eval()
+
+
+def with_processor(folder: str):
+    """EfficientNet-Lite0 with the image processor of its checkpoint, or one for its size."""
+    model = efficientnet(folder)
+    processor = load_processor(model) if folder else ViTImageProcessor()
+    return model, processor
 
 
 def random_batches(count: int, batch_size: int, size: int = 224) -> list[dict]:
@@ -242,6 +251,16 @@ def main() -> None:
             lambda: cached_over_backbone(compare, 3),
             "10 times faster or more, masks equal after binarising",
             lambda r: r["times_faster"] >= 10 and r["entries_that_differ"] == 0,
+        ),
+        "kr/one-pass": (
+            lambda: kr_speed.one_pass(compare, *with_processor(arguments.efficientnet), 3),
+            "ratio at most 1.3",
+            lambda r: r["ratio"] <= 1.3,
+        ),
+        "kr/literal-over-cached": (
+            lambda: kr_speed.literal(compare, *with_processor(arguments.efficientnet), 3),
+            "the same accuracies",
+            lambda r: r["accuracies_equal"],
         ),
         "cli/help": (lambda: command_help(runs), "under half a second", lambda r: r["seconds"] < 0.5),
         "memory/erase": (memory, "within 16 MiB", lambda r: r["difference_mib"] <= 16),

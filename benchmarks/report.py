@@ -218,6 +218,9 @@ def performance() -> str:
         if "ratio" in entry:
             faster = entry.get("times_faster")
             measured = f"{faster:.1f} times faster" if faster else f"ratio {entry['ratio']:.3f}"
+            if "times_slower" in entry:
+                measured = f"{entry['times_slower']:.1f} times slower, accuracies "
+                measured += "equal" if entry["accuracies_equal"] else "not equal"
             if "entries_that_differ" in entry:
                 measured += f", {entry['entries_that_differ']} of {entry['entries_cut']} cut entries differ"
             if "projector_difference" in entry:

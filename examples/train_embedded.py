@@ -30,7 +30,6 @@ from transformers import (
     PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
-    Trainer,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -40,6 +39,7 @@ from transformers import (
 
 from hf_esc.all_cnn import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.data import ImageData, image_batches, load_images
+from hf_esc.safetensors_trainer import SafetensorsTrainer
 
 IMAGE_SIZE = 28
 TRAIN_IMAGES_PER_CLASS, TEST_IMAGES_PER_CLASS = 700, 200
@@ -124,7 +124,7 @@ class Pixels(torch.utils.data.Dataset):
         return {"pixel_values": self.pixel_values[index], "labels": self.labels[index]}
 
 
-class AugmentingTrainer(Trainer):
+class AugmentingTrainer(SafetensorsTrainer):
     """Trains on mirrored images shifted by up to two pixels."""
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -190,7 +190,6 @@ def main() -> None:
     }
     final = output / "final"
     trainer.save_model(str(final))
-    (final / "training_args.bin").unlink(missing_ok=True)  # a pickle, and all of it is in training.json
     processor.save_pretrained(final)
     log = {
         "command": f"examples/train_embedded.py --dataset {Path(arguments.dataset).name} "

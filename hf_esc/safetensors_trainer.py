@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
+from .errors import CheckpointError
 from .training_state import load_state, save_state
 
 
@@ -18,11 +19,17 @@ class SafetensorsTrainer(Trainer):
     """
     A Trainer that writes optimizer, schedule, gradient scaler and random states to safetensors and JSON.
 
-    transformers pickles all of these, and what lies on the Hub or in a shared folder should not be unpickled.
+    transformers pickles all of these, and what lies on the Hub or in a shared folder should not be unpickled. A run
+    that goes on does so with the weights of its checkpoint, whatever they are called there.
     """
 
     optimizer: Any
     lr_scheduler: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -77,3 +84,20 @@ class SafetensorsTrainer(Trainer):
         torch.random.set_rng_state(states["cpu"])
         if "device" in states and torch.accelerator.is_available():
             torch.get_device_module().set_rng_state(states["device"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """
+        Load weights as `from_pretrained` does.
+
+        transformers writes the weights of some architectures (ViT) under the names of earlier versions. The Trainer's
+        own loading takes the names in the file as they are: it leaves the weights as they were initialised, warns, and
+        goes on.
+        """
+        target: Any = self.model if model is None else model
+        stored, info = type(target).from_pretrained(resume_from_checkpoint, output_loading_info=True)
+        if bad := sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]):
+            raise CheckpointError(f"{resume_from_checkpoint} lacks weights of {type(target).__name__}: {bad[:5]}.")
+        target.load_state_dict(stored.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
