@@ -181,9 +181,12 @@ def esc_t_tolerance() -> str:
     return _esc_t_choices("tolerance")
 
 
+NETWORKS = {"original": "original", "retrain": "Retrain", "random": "random", "model": "ESC", "ESC-T": "ESC-T"}
+
+
 def knowledge_retention() -> str:
     """Forget / retain test accuracy of the head and of every probe, of each network."""
-    columns = {"original": "original", "retrain": "Retrain", "random": "random", "model": "ESC", "ESC-T": "ESC-T"}
+    columns = NETWORKS
     rows = []
     for name, entry in load("knowledge_retention").items():
         models = entry["models"]
@@ -198,6 +201,56 @@ def knowledge_retention() -> str:
             spread = max(models[column]["retention"][probe]["spread"]["forget_test"] for column in columns)
             rows[-1][1] += f" (± {spread:.1f})" if spread else ""
     return table(["model", "", *columns.values()], rows)
+
+
+def kr_curve() -> str:
+    """What a converged probe gets right of forget test images, by the number of them that it was given labels for."""
+    rows = []
+    header: list[str] = []
+    for name, entry in load("knowledge_retention").items():
+        for index, (column, title) in enumerate(NETWORKS.items()):
+            curve = entry["models"][column]["curve"]
+            header = [f"{point['labelled']}" for point in curve]
+            rows.append([f"`{name}`" if not index else "", title, *(f"{point['forget_test']:.1f}" for point in curve)])
+    return table(["model", "", *header], rows)
+
+
+def attacks() -> str:
+    """What each attack gets right of forget test images, and in brackets of the others."""
+    rows = []
+    for name, entry in load("knowledge_retention").items():
+        models = entry["models"]
+        for index, attack in enumerate(models["model"]["attacks"]):
+            found = [models[column]["attacks"][attack] for column in NETWORKS]
+            cells = [f"{r['forget_test']:.1f} ({r['retain_test']:.1f})" if r else "" for r in found]
+            rows.append([f"`{name}`" if not index else "", f"`{attack}`", *cells])
+    return table(["model", "attack", *NETWORKS.values()], rows)
+
+
+def attack_meanings() -> str:
+    """Who could do each attack, and how."""
+    models = next(iter(load("knowledge_retention").values()))["models"]
+    return "\n".join(f"- `{name}`: {result['meaning']}." for name, result in models["model"]["attacks"].items())
+
+
+def other_metrics() -> str:
+    """Membership inference and ZRF."""
+    rows = []
+    for name, entry in load("knowledge_retention").items():
+        for index, (column, title) in enumerate(NETWORKS.items()):
+            model = entry["models"][column]
+            mia = model["membership"]
+            rows.append(
+                [
+                    f"`{name}`" if not index else "",
+                    title,
+                    f"{mia['accuracy']:.1f} ± {mia['spread']:.1f}",
+                    f"{mia['auc']:.1f}",
+                    f"{mia['tpr_at_1_fpr']:.1f}",
+                    f"{model['zrf']['zrf']:.3f}",
+                ]
+            )
+    return table(["model", "", "MIA accuracy", "MIA AUC", "TPR at 1 % FPR", "ZRF"], rows)
 
 
 def several_classes() -> str:
@@ -254,6 +307,10 @@ BLOCKS = {
         esc_t_learning_rate,
         esc_t_tolerance,
         knowledge_retention,
+        kr_curve,
+        attacks,
+        attack_meanings,
+        other_metrics,
         several_classes,
         performance,
         demo,

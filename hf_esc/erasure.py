@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import datasets
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from .basis import check_rank, rank_from_percentage
 from .errors import IncompleteErasureWarning
+from .fingerprints import weights_sha256
 from .forget_set import forget_batches
 from .forget_statistics import collect
 from .ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
@@ -94,9 +96,11 @@ def erase(
     erased, batches = wrapped_copy(model, batches, sites)
     erased.image_processor = image_processor
 
-    # The features are taken before any projection, which is then applied in float64: after it, what its rounding
-    # leaves of an erased class could pass for new directions.
-    with erased.disable_projection():
+    # A fingerprint takes as long as some images, and a core that the forward pass leaves idle.
+    with ThreadPoolExecutor(1) as other_thread, erased.disable_projection():
+        fingerprint = other_thread.submit(weights_sha256, erased.model)
+        # The features are taken before any projection, which is then applied in float64: after it, what its rounding
+        # leaves of an erased class could pass for new directions.
         statistics = collect(erased, batches, per_class=per_class)
     search = RankSearch(erased, statistics)
     ranks = search.ranks(p, rank)
@@ -125,6 +129,7 @@ def erase(
             "p": None if rank is not None else float(p),
             "rank": ranks[0] if len(set(ranks)) == 1 else ranks,
             "per_class": per_class,
+            "base_sha256": fingerprint.result(),
         },
         labels=statistics.labels,
         num_images=statistics.num_images,

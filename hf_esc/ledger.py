@@ -61,6 +61,18 @@ def refuse_all_classes(config, labels: Iterable[int]) -> None:
         )
 
 
+def base_on_the_hub(config) -> tuple[str | None, str | None]:
+    """
+    The Hub's id and the commit of the classifier that is erased, None where it did not come from there.
+
+    Only what came from the Hub has a commit; without one, the name is a path, and that is nobody's business.
+    """
+    for record in getattr(config, "erasures", []):
+        return record.get("base"), record.get("base_revision")
+    revision = getattr(config, "_commit_hash", None)
+    return (config._name_or_path, revision) if revision else (None, None)
+
+
 def ledger_record(
     config,
     method: str,
@@ -73,6 +85,7 @@ def ledger_record(
 ) -> dict[str, Any]:
     """A record as [`ESCConfig`] describes it."""
     shown = label_names(config, labels)
+    base, revision = base_on_the_hub(config)
     return {
         "method": method,
         **settings,
@@ -83,6 +96,8 @@ def ledger_record(
         "unchanged_by_label": list(unchanged.by_label.values()) if unchanged and unchanged.by_label else None,
         "right_before": unchanged.right_before if unchanged else None,
         "unchanged_of": unchanged_of,
+        "base": base,
+        "base_revision": revision,
         "versions": {
             "hf_esc": __version__,
             "torch": torch.__version__,

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_esc import ESCConfig
 from .errors import CheckpointError, SiteError
+from .fingerprints import projections_sha256, weights_sha256
 from .outputs import logits_of, pooled
 from .projection import LowRankFactor, MaskedFactor, Projection, build_factor
 
@@ -196,7 +197,8 @@ class ESCModel(PreTrainedModel):
 
         Args:
             factors (`Sequence[Sequence]`): All factors of each projection, in order.
-            record (`dict`): The ledger's new entry.
+            record (`dict`): The ledger's new entry, which gets fingerprints of the projections and of the classifier
+                inside; the latter may be there already as `base_sha256`.
             check (`bool`, defaults to `True`): False for what is to be looked at and is neither saved nor loaded.
 
         Raises:
@@ -213,12 +215,27 @@ class ESCModel(PreTrainedModel):
         for projection, other in zip(self.projections, fresh, strict=True):
             projection.factors = other.factors
         self.config.factors = [[factor.config() for factor in group] for group in factors]
-        self.config.erasures = [*self.config.erasures, record]
+        fingerprints = {
+            "projection_sha256": projections_sha256(self.projections),
+            "base_sha256": record.get("base_sha256") or weights_sha256(self.model),
+        }
+        self.config.erasures = [*self.config.erasures, record | fingerprints]
 
     def check_projections(self) -> None:
-        """Raise a [`CheckpointError`] unless every projection is one and erases something."""
+        """Raise a [`CheckpointError`] unless every projection is one, erases something, and is the ledger's."""
         for index, projection in enumerate(self.projections):
             projection.check(f"The projection {index} ({projection.dim} features)")
+        recorded = self.config.erasures[-1].get("projection_sha256") if self.config.erasures else None
+        if recorded is None:
+            raise CheckpointError(
+                "The ledger of erasures in the configuration has no fingerprint of the projection, so nothing tells "
+                "whether it is the one that was made. Fetch the checkpoint anew, or erase the original again."
+            )
+        if projections_sha256(self.projections) != recorded:
+            raise CheckpointError(
+                f"The projection was altered since the erasure: its fingerprint is not {recorded[:12]}…, which the "
+                "ledger says. Fetch the checkpoint anew, or erase the original again."
+            )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
@@ -276,7 +293,7 @@ class ESCModel(PreTrainedModel):
         hub = {name: value for name, value in kwargs.items() if name not in own or name == "token"}
         kwargs = {name: value for name, value in kwargs.items() if name in own}
         super().save_pretrained(save_directory, *args, **kwargs)
-        _copy_code(Path(save_directory), self.model)
+        copy_code(Path(save_directory), self.model)
         processor = self.image_processor if self.image_processor is not None else self._processor_of_origin()
         if processor is not None:
             processor.save_pretrained(save_directory)
@@ -334,7 +351,7 @@ def _build_base(config: PretrainedConfig) -> PreTrainedModel:
     return transformers.AutoModelForImageClassification.from_config(config)
 
 
-def _copy_code(folder: Path, base: PreTrainedModel) -> None:
+def copy_code(folder: Path, base: PreTrainedModel) -> None:
     """Put this file and what it imports beside the weights, and the base's own code where transformers has none."""
     here = Path(__file__)
     for file in {str(here), *get_relative_import_files(here)}:

@@ -1,5 +1,6 @@
 """What probes read of an erased class: little at first sight, and all of it when they are trained to the end."""
 
+import copy
 import itertools
 import statistics
 from dataclasses import replace
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_esc import erase
+from hf_esc.data import image_batches
 from hf_esc.errors import NonFiniteError, ProbeError
 from hf_esc.evaluation import Accuracies
 from hf_esc.evaluation.knowledge_retention import (
@@ -54,6 +56,38 @@ HAND = (POINTS[TRAIN_LABELS], TRAIN_LABELS, POINTS[WHERE], TEST_LABELS)
 
 
 # Laws
+
+
+def test_the_paper_s_protocol_is_the_same_with_the_backbone_in_every_step(resnet, fashion):
+    """Done literally: a new head on the erased model itself, and each image through the frozen backbone ten times."""
+    data = replace(fashion, train=fashion.train.select(range(256)), test=fashion.test.select(range(200)))
+    processor = load_processor(resnet)
+    erased = erase(resnet, data.forget_set([TROUSER]), rank=1)
+    cached = knowledge_retention(*four(model_features(erased, data, processor)), [TROUSER], seed=3, **CPU).accuracies
+
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    splits = []
+    for split in (data.train, data.test):
+        [batch] = image_batches(split, processor, batch_size=len(split), **columns)
+        splits.append((batch["pixel_values"], batch["labels"]))
+    pixels, labels = splits[0]
+    generator = torch.Generator().manual_seed(3)
+    model = copy.deepcopy(erased).requires_grad_(False)
+    head = model.model.classifier[1]
+    torch.nn.init.xavier_normal_(head.weight, generator=generator)
+    torch.nn.init.zeros_(head.bias)
+    head.requires_grad_(True)
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e-3)
+    for _ in range(10):
+        for rows in torch.randperm(len(pixels), generator=generator).split(64):
+            optimizer.zero_grad()
+            model(pixel_values=pixels[rows], labels=labels[rows]).loss.backward()
+            optimizer.step()
+    shares = []
+    for inputs, truth in splits:
+        right = torch.cat([model(pixel_values=part).logits.argmax(dim=1) for part in inputs.split(64)]) == truth
+        shares += [100 * right[part].double().mean().item() for part in (truth == TROUSER, truth != TROUSER)]
+    assert shares == [cached.forget_train, cached.retain_train, cached.forget_test, cached.retain_test]
 
 
 @pytest.mark.parametrize("probe", PROBES)

@@ -8,6 +8,7 @@ from ..errors import HfEscError
 from .erase import erase
 from .evaluate import evaluate
 from .train import train
+from .verify import verify
 
 app = typer.Typer(
     name="hf-esc",
@@ -19,6 +20,7 @@ app = typer.Typer(
 )
 app.command()(erase)
 app.command()(evaluate)
+app.command()(verify)
 # Every argument goes to the parser of the training arguments, `--help` too.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     train
@@ -36,7 +38,9 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
 
 def main() -> None:
     """
-    Run the command line. Exit code 0: done; 2: the input is at fault, and the message says what to do; 130:
+    Run the command line.
+
+    Exit code 0: done; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what to do; 130:
     Ctrl-C.
     """
     try:

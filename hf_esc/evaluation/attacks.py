@@ -198,13 +198,15 @@ def finetune(
         torch.manual_seed(seed)  # of dropout
         bar = logging.tqdm(total=steps, desc="Fine-tuning", unit="step", leave=False)
         generator = torch.Generator().manual_seed(seed)
-        while bar.n < steps:
-            rows = torch.randperm(len(retain), generator=generator)[: (steps - bar.n) * batch_size]
+        done = 0
+        while done < steps:
+            rows = torch.randperm(len(retain), generator=generator)[: (steps - done) * batch_size]
             for batch in batches(retain.select(rows.tolist())):
                 logits = logits_of(copied(**model_inputs(copied, batch)), num_labels)
                 optimizer.zero_grad()
                 functional.cross_entropy(logits, mapping[batch["labels"]].to(logits.device)).backward()
                 optimizer.step()
+                done += 1
                 bar.update()
         bar.close()
         copied.eval()

@@ -22,6 +22,7 @@ from transformers.utils import logging
 from ..data import ImageData, image_batches, image_channels, picture_batch
 from ..errors import DataError
 from ..features import model_inputs, stream_features
+from ..fingerprints import weights_sha256
 from ..sites import SiteGroup, find_sites
 
 
@@ -158,9 +159,7 @@ def _compute(
 def _key(model: PreTrainedModel, split: datasets.Dataset, processor: Any, data: ImageData) -> str:
     """Changes with the weights, the images, their labels or the way they are preprocessed."""
     digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    digest.update(weights_sha256(model).encode())
     digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
     on = [projection.enabled for projection in getattr(model, "projections", ())]
     digest.update(f"{on} {data.labels_in(model.config)}".encode())

@@ -20,7 +20,7 @@ Returns:
     `dict`: `forget` and `retain`, the accuracies on images of the forget classes and of the others, and `hm`, in %.
 
 Examples:
-    >>> metric = evaluate.load("metrics/hm_score")
+    >>> metric = evaluate.load("hm_score")
     >>> metric.compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_labels=[0])
     {'forget': 50.0, 'retain': 50.0, 'hm': 50.0}
 """

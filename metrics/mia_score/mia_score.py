@@ -27,7 +27,7 @@ Returns:
     accuracy.
 
 Examples:
-    >>> metric = evaluate.load("metrics/mia_score")
+    >>> metric = evaluate.load("mia_score")
     >>> members, nonmembers = range(0, 100), range(20, 120)
     >>> result = metric.compute(predictions=[*members, *nonmembers], references=[1] * 100 + [0] * 100)
     >>> result["accuracy"], result["auc"], result["tpr_at_1_fpr"]

@@ -23,7 +23,7 @@ Returns:
     `dict`: `zrf`, from 0 with base 2 and 0.307 with base e to 1; the `base`; and the number of `images`.
 
 Examples:
-    >>> metric = evaluate.load("metrics/zrf_score")
+    >>> metric = evaluate.load("zrf_score")
     >>> metric.compute(predictions=[[1000.0, 0.0], [0.0, 0.0]], references=[[0.0, 1000.0], [0.0, 0.0]])
     {'zrf': 0.5, 'base': 2, 'images': 2}
 """

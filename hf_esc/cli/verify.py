@@ -1,0 +1,36 @@
+"""`hf-esc verify`: whether an erased model is what its ledger says."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from . import options
+from .report import print_json
+
+
+def verify(
+    source: Annotated[str, typer.Argument(metavar="DIR|REPO", help="A folder, or an id on the Hub.")],
+    revision: options.Revision = None,
+    json: options.Json = False,
+) -> None:
+    """
+    Look whether an erased model is what its ledger says: the projection, the weights, their origin, the code.
+
+    Exit code 1 with the first thing that is not so. What cannot be looked at, such as a base model that is not at
+    hand, is said and does not count.
+
+    Example: hf-esc verify demo
+    """
+    from ..verification import verify as look
+
+    checks = look(source, revision=revision)
+    passed = all(check.passed is not False for check in checks)
+    if json:
+        print_json({"source": source, "passed": passed, "checks": [asdict(check) for check in checks]})
+    else:
+        marks = {True: "ok", False: "MISMATCH", None: "not checked"}
+        for check in checks:
+            typer.echo(f"{marks[check.passed]:<12}{check.name}: {check.detail}")
+    if not passed:
+        raise typer.Exit(1)

@@ -1,0 +1,41 @@
+"""Fingerprints of tensors, so that what was altered can be told. Travels with checkpoints."""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+from .projection import Projection
+
+
+def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """
+    SHA-256 of tensors in the order of their names: of each one's name, type, shape and bytes, in hexadecimal.
+
+    It tells accidents and edits, not a forger, who can write a new fingerprint too.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """[`tensors_sha256`] of all weights and buffers that a checkpoint of `model` holds."""
+    return tensors_sha256(model.state_dict().items())
+
+
+def projections_sha256(projections: Iterable[Projection]) -> str:
+    """[`tensors_sha256`] of every factor of every projection, with its place."""
+    tensors = []
+    for place, projection in enumerate(projections):
+        for index, factor in enumerate(projection.factors):
+            with align_module_device(factor):  # an offloaded one is on the meta device until it is asked for
+                for name, tensor in factor.state_dict().items():
+                    # A model that is loaded in another precision has the same values in another type.
+                    same = tensor.to("cpu", torch.uint8 if name == "mask" else torch.float32)
+                    tensors.append((f"{place}.{index}.{name}", same))
+    return tensors_sha256(tensors)
