@@ -52,6 +52,7 @@ class ImageData:
         label_column (`str`): The column with the class indices.
         label_names (`list[str]`, *optional*): Class names by index, None where there are numbers alone.
         num_labels (`int`): Number of classes.
+        hub_id (`str`, *optional*): Its id on the Hub, where it came from there.
     """
 
     name: str
@@ -61,6 +62,7 @@ class ImageData:
     label_column: str
     label_names: list[str] | None
     num_labels: int
+    hub_id: str | None = None
 
     def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
         """The images of `split` whose class is (`keep=False`: is not) among `labels`, in their order."""
@@ -175,7 +177,8 @@ def load_images(
         )
     if isinstance(feature := train.features[label_column], ClassLabel):
         names = class_names(feature.names)
-    return ImageData(name, train, test, image_column, label_column, names, num_labels)
+    hub_id = None if name == embedded.NAME or Path(name).exists() else name
+    return ImageData(name, train, test, image_column, label_column, names, num_labels, hub_id)
 
 
 def _with_class_indices(
@@ -328,14 +331,17 @@ def image_batches(
         raw = raw.cast_column(image_column, Image(decode=False))
     columns = [image_column] if label_column is None else [image_column, label_column]
     index, count = share
+    own = torch.Generator()  # nothing is drawn, and yet a loader would take a seed from the caller's generator
     if isinstance(dataset, IterableDataset):
         stream = _NumberedStream(raw.select_columns(columns))
-        batches = DataLoader(stream, batch_size=batch_size, collate_fn=collate, num_workers=num_workers)
+        batches = DataLoader(stream, batch_size=batch_size, collate_fn=collate, num_workers=num_workers, generator=own)
         yield from islice(batches, index, None, count)
         return
     rows = [list(range(start, min(start + batch_size, len(raw)))) for start in range(0, len(raw), batch_size)]
     source: Any = _Numbered(raw.select_columns(columns))
-    yield from DataLoader(source, batch_sampler=rows[index::count], collate_fn=collate, num_workers=num_workers)
+    yield from DataLoader(
+        source, batch_sampler=rows[index::count], collate_fn=collate, num_workers=num_workers, generator=own
+    )
 
 
 class _Numbered(torch.utils.data.Dataset):

@@ -57,6 +57,10 @@ class OptionError(HfEscError, ValueError):
     """Options of a command that do not go together, or a value that an option does not take."""
 
 
+class HubError(HfEscError, RuntimeError):
+    """A push that did not go through, or what should not be pushed as it is."""
+
+
 class OutputError(HfEscError, FileExistsError):
     """An output folder that holds something already."""
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from .errors import LabelError
 
+# The name of a class whose own name may not be said, in a model that has forgotten it.
+_REDACTED = re.compile(r"redacted-\d+")
 _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)
 
 
@@ -23,12 +25,18 @@ def model_label_names(config) -> list[str] | None:
     return None if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
 
 
+def redacted_name(label: int) -> str:
+    """What stands in place of the name of class `label` where that may not be said."""
+    return f"redacted-{label}"
+
+
 def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | None, num_data: int, num_model: int):
     """
     For each class of the data set, its class in the model.
 
     Classes are matched by name, whatever their order; the data set may hold a part of the model's classes. By number
-    only where one side has no names and the counts agree.
+    only where one side has no names and the counts agree. A redacted name of the model is that of the data set's class
+    of the same number where all other names stand at the same places, or of the one class that is left over.
 
     Args:
         data_names (`Sequence[str]`, *optional*): Class names of the data set, None where it has numbers alone.
@@ -52,10 +60,17 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
                 "that needs equal counts. Give the data set a ClassLabel column or the model an `id2label`."
             )
         return list(range(num_data))
-    if [_folded(name) for name in data_names] == [_folded(name) for name in model_names]:
+    redacted = [index for index, name in enumerate(model_names) if _REDACTED.fullmatch(name)]
+    if num_data == num_model and all(
+        index in redacted or _folded(name) == _folded(model_names[index]) for index, name in enumerate(data_names)
+    ):
         return list(range(num_data))
     try:
-        matched = [_find(name, model_names) for name in data_names]
+        unknown = {_folded(name) for name in data_names} - {_folded(name) for name in model_names}
+        one = redacted[0] if len(redacted) == len(unknown) == 1 else None
+        matched = [
+            one if one is not None and _folded(name) in unknown else _find(name, model_names) for name in data_names
+        ]
         if len(set(matched)) < len(matched):
             raise LabelError("Two of them are the same class of the model.")
         return matched

@@ -12,6 +12,8 @@ from functools import wraps
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+# In the wheel, metrics are inside of the package, and in a checkout beside it.
+METRICS = _HERE / "metrics" if (_HERE / "metrics").is_dir() else _HERE.parent / "metrics"
 # The modules of evaluate that call the function.
 _PLACES = ("evaluate.loading", "evaluate.inspect", "evaluate.evaluation_suite")
 
@@ -26,9 +28,7 @@ def metric_folder(name: str) -> Path | None:
     Returns:
         `Path`, *optional*: None if hf_esc has no metric of that name.
     """
-    # In the wheel, metrics are inside of the package, and in a checkout beside it.
-    inside = _HERE / "metrics"
-    folder = (inside if inside.is_dir() else _HERE.parent / "metrics") / name
+    folder = METRICS / name
     return folder if name.isidentifier() and (folder / f"{name}.py").is_file() else None
 
 

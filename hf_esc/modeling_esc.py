@@ -3,6 +3,7 @@
 # Shapes: B images, d_g feature dimensions of site group g, d their sum, C classes.
 
 import copy
+import importlib
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
@@ -297,8 +298,21 @@ class ESCModel(PreTrainedModel):
         processor = self.image_processor if self.image_processor is not None else self._processor_of_origin()
         if processor is not None:
             processor.save_pretrained(save_directory)
-        if push_to_hub:  # only now is the folder whole
+        if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def push_to_hub(self, repo_id: str, **kwargs):  # type: ignore[override]
+        """
+        Push weights, configuration, image processor, code, card, and an evaluation where given, in one commit.
+
+        Takes what `PreTrainedModel.push_to_hub` takes, and `report`, `redact`, `license` and `language`, as
+        `hf_esc.hub.push.push` says. Where hf_esc is not installed, there is no card.
+        """
+        try:
+            hub = importlib.import_module("hf_esc.hub.push")
+        except ImportError:
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+        return hub.push(self, repo_id, **kwargs)
 
     def _processor_of_origin(self) -> Any:
         """The image processor saved where this model was loaded from, if any."""

@@ -1,11 +1,13 @@
 """`hf-esc evaluate`: a table with references beside each number, or the same as JSON; bad input is exit code 2."""
 
 import json
+import re
 
 import pytest
 
 from hf_esc import erase
 from hf_esc.data import load_images
+from hf_esc.evaluation.attacks import MEANINGS
 from hf_esc.evaluation.probes import PROBES
 from hf_esc.evaluation.report import UnlearningReport
 from hf_esc.loading import load_processor
@@ -45,6 +47,7 @@ def test_by_default_it_prints_a_table_with_references_and_both_probes(hf_esc, er
     assert [line.startswith(probe) for line, probe in zip(headings, (PAPER, CONVERGED), strict=True)] == [True, True]
     assert "ZRF" in out
     assert "membership inference" in out
+    assert "attacks" not in out
 
 
 def test_json_is_the_report_and_nothing_else(evaluate):
@@ -138,6 +141,26 @@ def test_none_is_the_head_alone(evaluate, monkeypatch):
     assert f"{models['model']['accuracies']['retain_test']:.2f}" in out
 
 
+# --attacks
+
+
+def test_attacks_are_a_section_of_the_table_and_in_the_json(evaluate):
+    code, out, _ = evaluate("--attacks", "few-shot, knn")
+    assert code == 0
+    _, section = out.split("\nattacks: ")
+    title, *rows = section.splitlines()
+    assert "all there is to get" in title
+    assert [row.split()[0] for row in rows[:2]] == ["knn", "few_shot"]
+    assert rows[2:] == [f"  {attack}: {MEANINGS[attack]}" for attack in ("knn", "few_shot")]
+    code, out, _ = evaluate("--attacks", "few-shot, knn", "--json")
+    assert code == 0
+    models = UnlearningReport.from_json(out).models
+    assert [list(result.attacks) for result in models.values()] == [["knn", "few_shot"]] * 3
+    for attack, row in zip(("knn", "few_shot"), rows, strict=False):
+        found = [result.attacks[attack] for result in models.values()]
+        assert re.split(" {2,}", row)[1:] == [f"{one.forget_test:.1f} / {one.retain_test:.1f}" for one in found]
+
+
 # Bad input
 
 
@@ -156,6 +179,13 @@ def other(tmp_path_factory) -> str:
         (("--probes", ""), "There is no probe ''"),
         (("--probes", "none,knn"), "There is no probe 'none'"),
         (("--probes", "paper,svm", "--json"), "There is no probe 'svm'"),
+        (
+            ("--attacks", "nonsense"),
+            "no attack 'nonsense'. There are: strip, hidden_layers, knn, few_shot, finetune, `all` and `none`.",
+        ),
+        (("--attacks", ""), "There is no attack ''"),
+        (("--attacks", "none,knn"), "There is no attack 'none'"),
+        (("--attacks", "knn,converged", "--json"), "There is no attack 'converged'"),
         (("--output", "{tmp}/nowhere/report.json"), "is no folder"),
         (("--reference", "nowhere/at all"), "No image classifier"),
         (("--reference", "{other}"), "'retrain' has 4 classes, and the model has 10"),
@@ -179,7 +209,8 @@ def test_a_model_that_does_not_say_what_it_forgot_is_exit_code_2(evaluate):
 
 
 def test_options_of_probes_do_not_go_with_none_of_them(hf_esc, clothes, tmp_path):
-    for option in (("--curve",), ("--output", tmp_path / "report.json"), ("--reference", "embedded/resnet")):
+    output, reference = ("--output", tmp_path / "report.json"), ("--reference", "embedded/resnet")
+    for option in (("--curve",), output, reference, ("--attacks", "all"), ("--attacks", "strip")):
         code, out, err = hf_esc("evaluate", "embedded/resnet", "--dataset", clothes, "--probes", "none", *option)
         assert (code, out) == (2, "")
         assert "looks at the head alone" in err

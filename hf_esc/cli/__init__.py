@@ -7,6 +7,7 @@ import typer
 from ..errors import HfEscError
 from .erase import erase
 from .evaluate import evaluate
+from .push import push
 from .train import train
 from .verify import verify
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 app.command()(erase)
 app.command()(evaluate)
 app.command()(verify)
+app.command()(push)
 # Every argument goes to the parser of the training arguments, `--help` too.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     train

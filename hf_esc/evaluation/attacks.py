@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data import Batch, ImageData, image_batches, image_channels
-from ..errors import ProbeError
+from ..errors import DataError, ProbeError
 from ..features import model_inputs
 from ..outputs import logits_of
 from .knowledge_retention import Part, retention_of, share_of
@@ -123,6 +123,11 @@ def few_shot(train: Part, test: Part, *, shots: int = 5, draws: int = 10, seed: 
     """
     features, labels, _ = train
     test_features, test_labels, gone = test
+    if shots < 1 or draws < 1:
+        raise ProbeError(f"There should be one shot and one draw at least, not {shots} and {draws}.")
+    # Distances are taken from products, which beside a mean that all features share would be lost.
+    centre = features.mean(dim=0)
+    features, test_features = features - centre, test_features - centre
     classes = labels.unique()
     rows = [(labels == label).nonzero().flatten() for label in classes]
     generator = torch.Generator().manual_seed(seed)
@@ -132,7 +137,7 @@ def few_shot(train: Part, test: Part, *, shots: int = 5, draws: int = 10, seed: 
         means = torch.stack([features[part].mean(dim=0) for part in chosen])  # (C, d)
         nearest = torch.cat([torch.cdist(z, means).argmin(dim=1) for z in test_features.split(8192)])
         right = classes[nearest] == test_labels
-        shares.append((share_of(right, gone), share_of(right, ~gone)))
+        shares.append(_shares(right, gone))
     forget, retain = zip(*shares, strict=True)
     return AttackResult(
         statistics.fmean(forget),
@@ -178,6 +183,8 @@ def finetune(
     retain = data.select(data.train, absent, keep=False)
     if not len(retain):
         raise ProbeError("There is no image of another class to fine-tune on.")
+    if data.test is None:
+        raise DataError(f"{data.name!r} has no test split, and what comes back can only be told on test images.")
 
     def batches(split) -> Iterator[Batch]:
         yield from image_batches(
@@ -190,11 +197,13 @@ def finetune(
             num_channels=image_channels(model.config),
         )
 
-    copied = copy.deepcopy(model).float().train()
+    # A copy does not know that its projection is switched off here and now.
+    on = projected and all(part.enabled for part in getattr(model, "projections", ()))
+    copied = copy.deepcopy(model).float().train().requires_grad_(True)
     num_labels = model.config.num_labels
     weights = [parameter for parameter in copied.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(weights, lr=learning_rate, momentum=0.9)
-    with torch.random.fork_rng(), projection(copied, on=projected):
+    with torch.random.fork_rng(), torch.enable_grad(), projection(copied, on=on):
         torch.manual_seed(seed)  # of dropout
         bar = logging.tqdm(total=steps, desc="Fine-tuning", unit="step", leave=False)
         generator = torch.Generator().manual_seed(seed)
@@ -230,10 +239,16 @@ def projection(network: Any, *, on: bool) -> AbstractContextManager:
 
 
 def _result(name: str, right: Tensor, gone: Tensor, settings: dict[str, Any] | None = None) -> AttackResult:
+    forget, retain = _shares(right, gone)
+    return AttackResult(forget, retain, MEANINGS[name], settings=settings or {})
+
+
+def _shares(right: Tensor, gone: Tensor) -> tuple[float, float]:
+    """The shares of forget and of retain images, in %."""
     forget, retain = share_of(right, gone), share_of(right, ~gone)
     if forget is None or retain is None:
         raise ProbeError("An attack is tried on test images of the forgotten classes and of others.")
-    return AttackResult(forget, retain, MEANINGS[name], settings=settings or {})
+    return forget, retain
 
 
 def _test_shares(accuracies) -> tuple[float, float]:

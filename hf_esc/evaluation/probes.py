@@ -181,11 +181,12 @@ def _train(
     generator: torch.Generator,
 ) -> None:
     """Cross-entropy, batches of a permutation that is drawn anew in each epoch."""
-    for _ in range(epochs):
-        for rows in torch.randperm(len(z), generator=generator).to(z.device).split(batch_size):
-            optimizer.zero_grad()
-            functional.cross_entropy(head(z[rows]), y[rows]).backward()
-            optimizer.step()
+    with torch.enable_grad():
+        for _ in range(epochs):
+            for rows in torch.randperm(len(z), generator=generator).to(z.device).split(batch_size):
+                optimizer.zero_grad()
+                functional.cross_entropy(head(z[rows]), y[rows]).backward()
+                optimizer.step()
 
 
 def _argmax(head: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:

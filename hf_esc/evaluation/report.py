@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult
@@ -92,6 +93,8 @@ class UnlearningReport:
         models (`dict[str, ModelResult]`): The model under test (`model`), and its references.
         left_out (`list[str]`): Names of classes that were erased too and are counted neither as forgotten nor as
             retained.
+        dataset_id (`str`, *optional*): The data set's id on the Hub, where it came from there.
+        projection_sha256 (`str`, *optional*): The fingerprint in the ledger of the erased model that was evaluated.
         random_seed (`int`, *optional*): Of the random network's weights; None where one was given.
         versions (`dict[str, str]`): Of the libraries.
     """
@@ -106,6 +109,8 @@ class UnlearningReport:
     seeds: list[int]
     models: dict[str, ModelResult]
     left_out: list[str] = field(default_factory=list)
+    dataset_id: str | None = None
+    projection_sha256: str | None = None
     random_seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -196,10 +201,10 @@ class UnlearningReport:
         """For people: a column for each model, and what the numbers mean."""
         names = list(self.models)
         results = self.models.values()
-        lines = [f"{'in %':<26}" + "".join(f"{name:>12}" for name in names)]
+        lines = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
 
         def row(title: str, values) -> None:
-            lines.append(f"{title:<26}" + "".join(f"{_cell(value):>12}" for value in values))
+            lines.append(f"{title:<26}" + "".join(f"{_cell(value):>15}" for value in values))
 
         def section(title: str) -> None:
             lines.append(f"\n{title}")
@@ -221,7 +226,7 @@ class UnlearningReport:
         for key, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("tpr_at_1_fpr", "TPR at 1 % FPR")):
             row(title, (getattr(result.membership, key, None) for result in results))
         section("ZRF on forget images (1: as a random network)")
-        lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>12}" for r in results))
+        lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>15}" for r in results))
         gaps = {name: self.average_gap(name) for name in names}
         if any(gap is not None for gap in gaps.values()):
             section("Avg Gap: how far accuracies and membership inference are from the retrained model's")
@@ -231,11 +236,37 @@ class UnlearningReport:
             for index, point in enumerate(self.models["model"].curve or []):
                 row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
         if attacks := self.models["model"].attacks:
-            section("attacks: what they get right of forget test images (the original's number: all there is to get)")
+            section("attacks: right of forget / retain test images (the original's number: all there is to get)")
             for attack in attacks:
                 found = [(result.attacks or {}).get(attack) for result in results]
-                row(attack, (None if result is None else result.forget_test for result in found))
+                cells = ["-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found]
+                lines.append(f"{attack:<26}" + "".join(f"{cell:>15}" for cell in cells))
             lines += [f"  {attack}: {MEANINGS[attack]}" for attack in attacks]
+        return "\n".join(lines)
+
+    def markdown(self) -> str:
+        """For a model card: forget / retain accuracies of the head and of each probe, a column for each model."""
+        names = list(self.models)
+        lines = [" | ".join(["|", *("this model" if name == "model" else name for name in names)]) + " |"]
+        lines.append("|" + " --- |" * (len(names) + 1))
+
+        def row(title: str, values: Iterable[str]) -> None:
+            lines.append(f"| {title} | " + " | ".join(values) + " |")
+
+        readers = {"head": [result.accuracies for result in self.models.values()]}
+        for probe in self.models["model"].retention:
+            means = [Accuracies(**result.retention[probe].mean) for result in self.models.values()]
+            readers[_PROBES.get(probe, probe)] = means
+        for title, found in readers.items():
+            row(f"{title}: training images", (f"{_cell(a.forget_train)} / {_cell(a.retain_train)}" for a in found))
+            row(f"{title}: test images", (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" for a in found))
+        results = self.models.values()
+        row("membership inference, AUC", (_cell(getattr(result.membership, "auc", None)) for result in results))
+        row("ZRF", (_cell(getattr(result.zrf, "zrf", None), 3) for result in results))
+        for attack in self.models["model"].attacks or {}:
+            attempts = [(result.attacks or {}).get(attack) for result in results]
+            cells = (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" if a else "-" for a in attempts)
+            row(f"attack `{attack}`, test images: {MEANINGS[attack]}", cells)
         return "\n".join(lines)
 
     def eval_results(self) -> list[EvalResult]:
@@ -247,8 +278,8 @@ class UnlearningReport:
         return [
             EvalResult(
                 task_type="image-classification",
-                dataset_type=self.dataset,
-                dataset_name=self.dataset,
+                dataset_type=self.dataset_id or "images",
+                dataset_name=self.dataset_id or Path(self.dataset).name,
                 metric_type="kr_score" if name.startswith("KR") else "accuracy",
                 metric_name=f"{name} (%)",
                 metric_value=round(value, 2),

@@ -188,6 +188,8 @@ def evaluate_unlearning(
     return UnlearningReport(
         model=str(model.config._name_or_path or type(model).__name__),
         dataset=data.name,
+        dataset_id=data.hub_id,
+        projection_sha256=_fingerprint(model),
         forget=[str(name) for name in label_names(model.config, gone_labels).values()],
         forget_labels=list(gone_labels),
         left_out=[str(name) for name in label_names(model.config, left_out).values()],
@@ -227,15 +229,23 @@ def _forget_labels(model, data: ImageData, forget_labels, forget_indices) -> lis
         return []
     mapping = data.labels_in(model.config)
     if forget_labels is not None:
-        if wrong := [label for label in forget_labels if not 0 <= label < len(mapping)]:
+        if wrong := [label for label in forget_labels if label not in range(len(mapping))]:
             raise LabelError(f"There are no classes {wrong} in {data.name!r}, which has {len(mapping)}.")
-        labels = [mapping[label] for label in forget_labels]
+        labels = list({mapping[int(label)] for label in forget_labels})
     else:
         erased = _erased_labels(model)
         labels = [label for label in mapping if label in erased]
     if not labels:
         raise LabelError("Which classes should the model have forgotten? It does not say; name them.")
+    if len(labels) == len(mapping):
+        raise LabelError(f"All {len(labels)} classes of {data.name!r} were to be forgotten: nothing else is there.")
     return sorted(labels)
+
+
+def _fingerprint(model) -> str | None:
+    """Of the last record in the ledger: which erased model this is."""
+    ledger = getattr(model.config, "erasures", [])
+    return ledger[-1].get("projection_sha256") if ledger else None
 
 
 def _erased_labels(model) -> set[int]:

@@ -1,43 +1,197 @@
-"""The model card of an erased model: what was erased, how, and what that does not mean."""
+"""The model card of an erased model: what was erased, what is left, who can get it back, and how to check it."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import jinja2
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..configuration_esc import ESCConfig
+from ..errors import HubError
+from ..evaluation.report import UnlearningReport
 from ..modeling_esc import ESCModel
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-_MARK = "<!-- written by hf_esc; remove this line to keep your own changes -->"
+BEGIN = "<!-- begin hf_esc: written anew on each push; what stands outside of these two lines is yours -->"
+END = "<!-- end hf_esc -->"
+TAGS = ["machine-unlearning", "concept-erasure", "esc"]
+# Settings of a record that its method is told by.
+_SETTINGS = ("p", "rank", "per_class", "tau", "tolerance", "steps")
 
 
-def write_card(
-    model: ESCModel,
-    folder: Path,
-    *,
-    language: str | None = None,
-    license: str | None = None,
-    tags: str | list[str] | None = None,
-) -> None:
+def write_card(model: ESCModel, folder: Path, **options) -> None:
     """
-    Write `README.md` for an erased model, from its ledger.
+    Write `README.md` in a folder, or bring the one that is there up to date.
 
-    A card that is there and was not written here is a person's, and stays as it is.
+    Args:
+        model ([`ESCModel`]): The erased model.
+        folder (`Path`): Where.
+        options: Of [`card_text`].
+
+    Raises:
+        HubError: As [`card_text`].
     """
     file = folder / "README.md"
-    if file.exists() and _MARK not in file.read_text(encoding="utf-8"):
-        return
-    more = [tags] if isinstance(tags, str) else list(tags or [])
-    base = model.config.base_config._name_or_path
-    data = ModelCardData(
-        library_name="hf_esc",
-        pipeline_tag="image-classification",
-        tags=["machine-unlearning", "concept-erasure", *more],
-        language=language,
-        license=license,
-        base_model=base or None,
+    there = file.read_text(encoding="utf-8") if file.exists() else None
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(card_text(model.config, existing=there, **options), encoding="utf-8")
+
+
+def card_text(
+    config: Any,
+    *,
+    repo_id: str | None = None,
+    report: UnlearningReport | None = None,
+    existing: str | None = None,
+    figure: str | None = None,
+    redacted: bool = False,
+    license: str | None = None,
+    language: str | list[str] | None = None,
+    tags: str | list[str] | None = None,
+) -> str:
+    """
+    The card of an erased model.
+
+    Where there is a card already, the part between the two marks is written anew, or put at its end if it has none,
+    and all else stays: text, and metadata that a person set.
+
+    Args:
+        config ([`ESCConfig`]): Of the erased model.
+        repo_id (`str`, *optional*): Where it is to be on the Hub.
+        report ([`UnlearningReport`], *optional*): Its evaluation. Without one, the card says "not evaluated".
+        existing (`str`, *optional*): The card that is there.
+        figure (`str`, *optional*): Path in the repository of a figure of the report.
+        redacted (`bool`, defaults to `False`): Whether the forgotten classes' names were taken out of `config`.
+        license (`str`, *optional*): Overrides the one that is there.
+        language, tags (*optional*): More of them.
+
+    Raises:
+        HubError: If the metadata of the card that is there cannot be read.
+    """
+    metadata, text = _parts(existing)
+    given = [tags] if isinstance(tags, str) else list(tags or [])
+    results = [result for result in metadata.pop("eval_results", None) or [] if not _ours(result)]
+    results += report.eval_results() if report is not None else []
+    record = config.erasures[-1] if config.erasures else {}
+    base = record.get("base")
+    datasets = [report.dataset_id] if report is not None and report.dataset_id else []
+    name = (repo_id or "").split("/")[-1] or "erased image classifier"
+    merged = {
+        **metadata,
+        "library_name": "hf_esc",
+        "pipeline_tag": "image-classification",
+        "tags": _union(_listed(metadata.get("tags")), TAGS, given),
+        "metrics": _union(_listed(metadata.get("metrics")), ["accuracy", "kr_score"] if report is not None else []),
+        "datasets": _union(_listed(metadata.get("datasets")), datasets),
+        "language": language or metadata.get("language"),
+        "license": license or metadata.get("license"),
+        "eval_results": results or None,
+        "model_name": (metadata.get("model_name") or name) if results else None,
+    }
+    if base:
+        merged |= {"base_model": base, "base_model_relation": metadata.get("base_model_relation") or "finetune"}
+    data = ModelCardData(**{key: value for key, value in merged.items() if value not in (None, [])})
+    own = f"{BEGIN}\n\n{_section(config, repo_id, report, figure, redacted)}\n\n{END}"
+    if BEGIN in text and END in text[text.index(BEGIN) :]:
+        start = text.index(BEGIN)
+        text = text[:start] + own + text[text.index(END, start) + len(END) :]
+    else:
+        text = f"{text.rstrip()}\n\n{own}\n" if text.strip() else f"# {escaped(name)}\n\n{own}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{text.lstrip()}"
+
+
+def _parts(existing: str | None) -> tuple[dict[str, Any], str]:
+    """Metadata and text of the card that is there."""
+    if not existing:
+        return {}, ""
+    try:
+        card = ModelCard(existing)
+        return dict(card.data.__dict__), card.text
+    except Exception as error:  # YAML that is none, or that is no card's
+        raise HubError(
+            f"The metadata of the README.md that is there cannot be read: {error}. Mend what stands between its first "
+            "two lines of ---, or take the file away."
+        ) from error
+
+
+def _ours(result: EvalResult) -> bool:
+    return str(result.metric_name).startswith(("head ", "KR ("))
+
+
+def _listed(values: Any) -> list[str]:
+    return [values] if isinstance(values, str) else list(values or [])
+
+
+def _union(*lists: list[str]) -> list[str]:
+    return list(dict.fromkeys(value for values in lists for value in values))
+
+
+def _section(
+    config: ESCConfig, repo_id: str | None, report: UnlearningReport | None, figure: str | None, redacted: bool
+) -> str:
+    ledger = config.erasures
+    names = _union(*([str(name) for name in record.get("labels") or []] for record in ledger))
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False, keep_trailing_newline=False)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        forgotten=", ".join(map(escaped, names)) or "some of its training images",
+        erasures=[_row(record) for record in ledger],
+        base=ledger[0].get("base") if ledger else None,
+        base_revision=ledger[0].get("base_revision") if ledger else None,
+        report=report,
+        report_dataset=escaped(Path(report.dataset).name) if report is not None else "",
+        has_retrain=report is not None and "retrain" in report.models,
+        left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
+        table=report.markdown() if report is not None else "",
+        figure=figure,
+        threat=_threat(report),
+        redacted=redacted,
+        repo_id=repo_id or "REPO",
+        dataset=(report.dataset_id if report is not None else None) or "DATA",
     )
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), mark=_MARK, erasures=model.config.erasures)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    card.save(file)
+
+
+def _row(record: Mapping[str, Any]) -> dict[str, str]:
+    """A record of the ledger as cells of a table."""
+    settings = [f"{key} {record[key]}" for key in _SETTINGS if record.get(key) not in (None, False)]
+    unchanged, of = record.get("unchanged"), record.get("unchanged_of")
+    return {
+        "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or "images without labels",
+        "method": {"esc": "ESC", "esc-t": "ESC-T"}.get(str(record.get("method")), escaped(str(record.get("method")))),
+        "settings": escaped(", ".join(settings)),
+        "images": str(record.get("num_images", "")),
+        "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",
+        "date": escaped(str(record.get("date", ""))[:10]),
+    }
+
+
+def _threat(report: UnlearningReport | None) -> dict[str, str]:
+    """Who can recover what: a line each, with the numbers of the report where there is one."""
+    lines = {
+        "predictions": "sees what the head says, which was not measured here.",
+        "features": "a probe that is trained to the end on them reads the class as before, in all that was measured "
+        "with such projections; here it was not measured.",
+        "file": "takes the projection off, and has the original model.",
+    }
+    if report is None:
+        return lines
+    found, original = report.models["model"], report.models.get("original")
+    test = report.num_forget_test > 0
+    key, images = ("forget_test", "test") if test else ("forget_train", "training")
+    head, probe = getattr(found.accuracies, key), found.retention["converged"].mean[key]
+    lines["predictions"] = f"the head gets {head:.1f} % of the forget {images} images right"
+    lines["features"] = f"a converged linear probe gets {probe:.1f} % of them right"
+    if original is not None:
+        lines["predictions"] += f", and {getattr(original.accuracies, key):.1f} % before"
+        lines["features"] += f", and {original.retention['converged'].mean[key]:.1f} % from the original's features"
+    return {name: line if line.endswith(".") else f"{line}." for name, line in lines.items()}
+
+
+def escaped(text: str) -> str:
+    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)

@@ -1,0 +1,183 @@
+"""Push an erased model to the Hub: weights, code, card, evaluation and figure in one commit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitInfo, HfApi, ModelCard
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers.utils import logging
+
+from ..configuration_esc import ESCConfig
+from ..errors import HubError
+from ..evaluation.report import UnlearningReport
+from ..modeling_esc import ESCModel
+from .card import card_text
+from .redaction import forgotten_names, redacted_config, redacted_report, refuse_names
+
+EVALUATION, FIGURE = "evaluation.json", "figures/retention.png"
+# What an earlier push may have left and this one does not write.
+_STALE = ["model*.safetensors", "model.safetensors.index.json", EVALUATION, FIGURE]
+logger = logging.get_logger(__name__)
+
+
+def push(
+    model: ESCModel,
+    repo_id: str,
+    *,
+    report: UnlearningReport | None = None,
+    redact: bool = False,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    license: str | None = None,
+    language: str | list[str] | None = None,
+    tags: str | list[str] | None = None,
+) -> CommitInfo:
+    """
+    Push an erased model, in one commit: either all of it is on the Hub afterwards or nothing.
+
+    With it go its configuration and ledger, image processor, label names, the code that loads it where hf_esc is not
+    installed, the card ([`card_text`]; one that is there is brought up to date), and, with a report, `evaluation.json`
+    and a figure of it. Pictures do not: they could be of what was forgotten.
+
+    Args:
+        model ([`ESCModel`]): The erased model.
+        repo_id (`str`): `name` or `user/name`; made if it is not there.
+        report ([`UnlearningReport`], *optional*): Its evaluation. Without one, the card says "not evaluated".
+        redact (`bool`, defaults to `False`): Leave the names of forgotten classes out of everything.
+        commit_message, commit_description, private, token, revision, create_pr, max_shard_size: As in
+            `PreTrainedModel.push_to_hub`.
+        license, language, tags (*optional*): For the card. The licence is that of the base model by default, where its
+            card can be read.
+
+    Returns:
+        `huggingface_hub.CommitInfo`: With `commit_url`, and `pr_url` of a pull request.
+
+    Raises:
+        HubError: If the report is of another model, a name would be said that is to be redacted, or the Hub cannot be
+            reached or refuses. What to do is said.
+        CheckpointError: If the projection is none.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
+    if report is not None and report.projection_sha256 != model.config.erasures[-1]["projection_sha256"]:
+        raise HubError(
+            "The evaluation is of another model: its fingerprint is not that of the last erasure. Evaluate this one "
+            "(`hf-esc evaluate`), or push without."
+        )
+    original: Any = model.config
+    config: Any = original
+    if redact:
+        config = redacted_config(original)
+        report = redacted_report(report, original) if report is not None else None
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        try:
+            model.config = config
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+        finally:
+            model.config = original
+        with hub_errors(repo_id):
+            repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            if revision is not None and not revision.startswith("refs/"):
+                api.create_branch(repo_id, branch=revision, exist_ok=True)
+            head = api.repo_info(repo_id, revision=revision).sha
+            existing = _existing_card(api, repo_id, head)
+        if license is None and (existing is None or _license_on(existing) is None):
+            license = _license_of(api, config)
+        text = card_text(
+            config,
+            repo_id=repo_id,
+            report=report,
+            existing=existing,
+            figure=FIGURE if report is not None and _draw(report, folder / FIGURE) else None,
+            redacted=redact,
+            license=license,
+            language=language,
+            tags=tags,
+        )
+        if redact:
+            said = {"README.md": text, "the repository's name": repo_id, "the commit message": commit_message}
+            for where, words in {**said, "the commit description": commit_description}.items():
+                refuse_names(forgotten_names(original).values(), words, where)
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        if report is not None:
+            # Paths are nobody's business.
+            report = replace(report, model=repo_id, dataset=report.dataset_id or Path(report.dataset).name)
+            (folder / EVALUATION).write_text(report.to_json() + "\n", encoding="utf-8")
+        with hub_errors(repo_id):
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or "Upload an erased model",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+                parent_commit=head,  # what somebody else has written since is not written over
+                delete_patterns=_STALE,
+            )
+
+
+@contextmanager
+def hub_errors(repo_id: str) -> Iterator[None]:
+    """What the Hub's client raises, as a [`HubError`] that says how things stand."""
+    try:
+        yield
+    except Exception as error:  # the client's own, and those of whatever it talks HTTP with, which changes
+        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise HubError(
+            f"{repo_id} was not pushed: {reason} The Hub has all of the commit or nothing of it, so the repository is "
+            "as it was, or new and empty. When the cause is mended, push again."
+        ) from error
+
+
+def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
+    try:
+        path = api.hf_hub_download(repo_id, "README.md", revision=revision)
+    except EntryNotFoundError:
+        return None
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _license_of(api: HfApi, config: ESCConfig) -> str | None:
+    """The licence on the card of the base model, where that is on the Hub and says one."""
+    record = config.erasures[0]
+    if not record.get("base"):
+        return None
+    try:
+        path = api.hf_hub_download(record["base"], "README.md", revision=record.get("base_revision"))
+        return _license_on(Path(path).read_text(encoding="utf-8"))
+    except Exception:  # as in `hub_errors`
+        logger.warning(f"The card of {record['base']} cannot be read, so the licence is left open: pass `license`.")
+        return None
+
+
+def _license_on(card: str) -> str | None:
+    data: Any = ModelCard(card, ignore_metadata_errors=True).data
+    return data.license if isinstance(data.license, str) else None
+
+
+def _draw(report: UnlearningReport, file: Path) -> bool:
+    """Whether the figure of a report could be drawn: matplotlib is an extra."""
+    try:
+        from ..visualization.retention import retention_figure
+    except ImportError:
+        logger.warning("There is no figure on the card: matplotlib is not installed (`pip install hf_esc[viz]`).")
+        return False
+    file.parent.mkdir(parents=True, exist_ok=True)
+    retention_figure(report).savefig(file, dpi=120)
+    return True

@@ -1,0 +1,51 @@
+"""What is left of forgotten classes, as a figure of a report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from ..evaluation.report import UnlearningReport
+
+_READERS = {"head": "the head", "paper": "the paper's probe", "converged": "a converged probe"}
+_COLORS = {"model": "#0072b2", "original": "#8a8f98", "retrain": "#009e73", "random": "#d9d9d9"}
+_OTHER = "#cc79a7"
+
+
+def retention_figure(report: UnlearningReport) -> Figure:
+    """
+    What the head and the two probes get right of forget images: a group of bars for each, a bar for each network.
+
+    Args:
+        report ([`UnlearningReport`]): An evaluation. Its test images are shown, or its training images where rows were
+            forgotten.
+
+    Returns:
+        `matplotlib.figure.Figure`
+    """
+    key, images = ("forget_test", "test") if report.num_forget_test else ("forget_train", "training")
+    names = list(report.models)
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        result = report.models[name]
+        found = [getattr(result.accuracies, key), *(result.retention[p].mean[key] for p in ("paper", "converged"))]
+        spread = [0.0, *(result.retention[p].spread[key] or 0.0 for p in ("paper", "converged"))]
+        heights = [value or 0.0 for value in found]
+        at = [group + (place - (len(names) - 1) / 2) * width for group in range(len(_READERS))]
+        label = "this model" if name == "model" else name
+        bars = axes.bar(
+            at, heights, width * 0.92, yerr=spread, ecolor="#555", color=_COLORS.get(name, _OTHER), label=label
+        )
+        axes.bar_label(bars, labels=[f"{value:.0f}" for value in heights], padding=2, fontsize=8)
+    axes.set_xticks(range(len(_READERS)), list(_READERS.values()))
+    axes.set_ylim(0, 112)
+    axes.set_yticks([0, 50, 100])
+    axes.set_ylabel(f"right of forget {images} images, %", fontsize=9)
+    axes.tick_params(axis="x", length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False, fontsize=9)
+    return figure
