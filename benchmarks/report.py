@@ -203,6 +203,18 @@ def knowledge_retention() -> str:
     return table(["model", "", *columns.values()], rows)
 
 
+def retention_in_short() -> str:
+    """The head and the two probes that always stand together."""
+    rows = []
+    for name, entry in load("knowledge_retention").items():
+        for index, (column, title) in enumerate(NETWORKS.items()):
+            model = entry["models"][column]
+            found = [model["accuracies"], *(model["retention"][p]["mean"] for p in ("paper", "converged"))]
+            cells = [f"{value['forget_test']:.1f} / {value['retain_test']:.1f}" for value in found]
+            rows.append([f"`{name}`" if not index else "", title, *cells])
+    return table(["model", "", "head", "KR, the paper's probe", "KR, a converged probe"], rows)
+
+
 def kr_curve() -> str:
     """What a converged probe gets right of forget test images, by the number of them that it was given labels for."""
     rows = []
@@ -307,6 +319,7 @@ BLOCKS = {
         esc_t_learning_rate,
         esc_t_tolerance,
         knowledge_retention,
+        retention_in_short,
         kr_curve,
         attacks,
         attack_meanings,
