@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-all lint types docs bench report wheel clean
+.PHONY: demo space test test-all lint types docs bench report wheel clean
 
 $(INSTALLED): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +18,13 @@ $(INSTALLED): pyproject.toml setup.cfg
 demo: $(INSTALLED)  ## Erase one class from the embedded model, compare before and after, and use the result
 	$(BIN)/hf-esc erase embedded --dataset embedded --forget Trouser --output demo --overwrite
 	$(BIN)/python examples/use_erased_model.py --model demo --original embedded --dataset embedded --picture demo/pipeline.png
+
+$(VENV)/.demo: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo]"
+	touch $@
+
+space: $(VENV)/.demo  ## The demo page, on this machine
+	$(BIN)/python examples/space/app.py
 
 test: $(INSTALLED)  ## The whole suite, offline
 	$(BIN)/python -m pytest -n auto --dist worksteal

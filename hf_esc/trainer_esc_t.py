@@ -472,7 +472,8 @@ class ESCTTrainer(SafetensorsTrainer):
             raise TypeError(f"The card of an erased model takes language, license and tags, not {', '.join(kwargs)}.")
         if self.is_world_process_zero() and self.erased_model is not None:
             folder = Path(self.args.output_dir or ".")
-            write_card(self.erased_model, folder, language=language, license=license, tags=tags)
+            repo_id = getattr(self, "hub_model_id", None)
+            write_card(self.erased_model, folder, repo_id=repo_id, language=language, license=license, tags=tags)
 
 
 class _StopWhenForgotten(TrainerCallback):

@@ -72,6 +72,9 @@ def test_the_wheel_holds_what_it_should_and_no_more(site):
         "hf_esc/metrics/kr_score/app.py",
         "hf_esc/metrics/kr_score/kr_score.py",
         "hf_esc/metrics/kr_score/requirements.txt",
+        "hf_esc/space/app.py",
+        "hf_esc/space/forgetting.py",
+        "hf_esc/space/README.md",
     ):
         assert name in names
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"hf_esc"}
