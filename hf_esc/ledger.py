@@ -12,6 +12,7 @@ import transformers
 
 from .errors import LabelError
 from .labels import model_label_names
+from .loading import hub_origin
 from .version import __version__
 
 # The share of unchanged predictions above which an erasure is called incomplete.
@@ -63,14 +64,12 @@ def refuse_all_classes(config, labels: Iterable[int]) -> None:
 
 def base_on_the_hub(config) -> tuple[str | None, str | None]:
     """
-    The Hub's id and the commit of the classifier that is erased, None where it did not come from there.
-
-    Only what came from the Hub has a commit; without one, the name is a path, and that is nobody's business.
+    The Hub's id and the commit of the classifier that is erased, None where it did not come from there: a path is
+    nobody's business.
     """
     for record in getattr(config, "erasures", []):
         return record.get("base"), record.get("base_revision")
-    revision = getattr(config, "_commit_hash", None)
-    return (config._name_or_path, revision) if revision else (None, None)
+    return hub_origin(config) or (None, None)
 
 
 def ledger_record(

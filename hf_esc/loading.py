@@ -6,6 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
@@ -45,6 +50,7 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
             f"{type(model).__name__}. It is "
             "no trained image classifier: fine-tune it first, or name one that has its head."
         )
+    _note_commit(model.config, str(name), kwargs.get("revision"))
     device = device if device is not None else default_device()
     try:
         return model.to(device).eval()
@@ -66,13 +72,49 @@ def load_processor(model: PreTrainedModel) -> Any:
         if not source:
             raise ValueError("it was not loaded from anywhere")
         # A revision of the model comes with the processor of that revision.
-        commit = getattr(model.config, "_commit_hash", None)
+        origin = hub_origin(model.config)
+        commit = origin[1] if origin is not None else None
         return AutoImageProcessor.from_pretrained(source, **({"revision": commit} if commit else {}))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass "
             f"`processor=`."
         ) from error
+
+
+def hub_origin(config: Any) -> tuple[str, str | None] | None:
+    """
+    Where on the Hub a model was loaded from: its id and commit, None where it was not.
+
+    transformers keeps the id and forgets the commit. It is known where [`load_classifier`] noted it, or where the
+    cache holds no other; else it is None.
+    """
+    name = getattr(config, "_name_or_path", None)
+    if not name or Path(name).exists():
+        return None
+    if noted := getattr(config, "_commit_hash", None):
+        return name, noted
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    snapshots = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model") / "snapshots"
+    commits = {file.parent.name for file in snapshots.glob("*/*") if file.name == "config.json"}
+    if not commits:
+        return None
+    return name, commits.pop() if len(commits) == 1 else None
+
+
+def _note_commit(config: Any, name: str, revision: str | None) -> None:
+    """Keep the commit that was loaded, which is in the path of its file in the cache; it is saved nowhere."""
+    if Path(name).exists() or getattr(config, "_commit_hash", None):
+        return
+    try:
+        file = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return
+    if isinstance(file, str):
+        config._commit_hash = Path(file).parent.name
 
 
 def default_device() -> torch.device:

@@ -340,9 +340,7 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
     """An [`ESCModel`] around `model` that erases nothing yet: no factor anywhere. It is neither saved nor loaded."""
     base_config = copy.deepcopy(model.config)
     base_config.architectures = [type(model).__name__]
-    if getattr(model.config, "_commit_hash", None) is None:
-        # Only what came from the Hub has a commit: its id says where the base came from. A path is nobody's business.
-        base_config._name_or_path = ""
+    base_config._name_or_path = ""  # a path is nobody's business, and an id on the Hub stands in the ledger
     config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites])
     for name in ("pretrained_cfg", "image_processor_type"):
         # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.

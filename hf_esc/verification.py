@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from .errors import CheckpointError, ModelError
@@ -78,7 +79,7 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         return
     try:
         model = ESCModel.from_pretrained(source, **options)
-    except (CheckpointError, OSError, ValueError, RuntimeError) as error:
+    except (CheckpointError, OSError, ValueError, RuntimeError, SafetensorError) as error:
         yield Check("erased model", False, f"it does not load: {error}")
         return
     ledger = model.config.erasures
@@ -109,6 +110,8 @@ def _base_check(model: ESCModel, record: dict) -> Check:
     base, revision = record.get("base"), record.get("base_revision")
     if not base:
         return Check("base", None, "the ledger names no base model on the Hub")
+    if not revision:
+        return Check("base", None, f"the ledger does not say at which revision {base} was loaded")
     named = f"{base} at {revision}"
     dtype = next(model.model.parameters()).dtype
     try:

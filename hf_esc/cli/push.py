@@ -80,6 +80,8 @@ def _push_model(source, repo, report, redact, private, revision, create_pr, mess
             evaluation = UnlearningReport.from_json(file.read_text(encoding="utf-8"))
         except OSError as error:
             raise OptionError(f"The evaluation {file} cannot be read: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise OptionError(f"The evaluation {file} cannot be read: it is no text.") from error
     model = load_classifier(source, device="cpu")
     if not isinstance(model, ESCModel):
         raise ModelError(f"{source!r} holds a {type(model).__name__}, from which nothing was erased.")

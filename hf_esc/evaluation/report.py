@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -247,7 +248,8 @@ class UnlearningReport:
     def markdown(self) -> str:
         """For a model card: forget / retain accuracies of the head and of each probe, a column for each model."""
         names = list(self.models)
-        lines = [" | ".join(["|", *("this model" if name == "model" else name for name in names)]) + " |"]
+        shown = ["this model" if name == "model" else escaped(name) for name in names]
+        lines = [" | ".join(["|", *shown]) + " |"]
         lines.append("|" + " --- |" * (len(names) + 1))
 
         def row(title: str, values: Iterable[str]) -> None:
@@ -287,6 +289,13 @@ class UnlearningReport:
             for name, value in named.items()
             if value is not None
         ]
+
+
+def escaped(text: str) -> str:
+    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)
 
 
 def _cell(value: float | None, digits: int = 2) -> str:

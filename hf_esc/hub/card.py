@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_esc import ESCConfig
 from ..errors import HubError
-from ..evaluation.report import UnlearningReport
+from ..evaluation.report import UnlearningReport, escaped
 from ..modeling_esc import ESCModel
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -113,13 +113,13 @@ def _parts(existing: str | None) -> tuple[dict[str, Any], str]:
         return dict(card.data.__dict__), card.text
     except Exception as error:  # YAML that is none, or that is no card's
         raise HubError(
-            f"The metadata of the README.md that is there cannot be read: {error}. Mend what stands between its first "
-            "two lines of ---, or take the file away."
+            f"The metadata of the README.md that is there cannot be read: {str(error).splitlines()[0]}. Mend what "
+            "stands between its first two lines of ---, or take the file away."
         ) from error
 
 
 def _ours(result: EvalResult) -> bool:
-    return str(result.metric_name).startswith(("head ", "KR ("))
+    return re.fullmatch(r"(head|KR \(\w+\)) (D_\w+|HM\w*) \(%\)", str(result.metric_name)) is not None
 
 
 def _listed(values: Any) -> list[str]:
@@ -156,7 +156,9 @@ def _section(
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:
     """A record of the ledger as cells of a table."""
-    settings = [f"{key} {record[key]}" for key in _SETTINGS if record.get(key) not in (None, False)]
+    settings = [
+        f"{key} {record[key]}" for key in _SETTINGS if record.get(key) is not None and record[key] is not False
+    ]
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
     return {
         "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or "images without labels",
@@ -188,10 +190,3 @@ def _threat(report: UnlearningReport | None) -> dict[str, str]:
         lines["predictions"] += f", and {getattr(original.accuracies, key):.1f} % before"
         lines["features"] += f", and {original.retention['converged'].mean[key]:.1f} % from the original's features"
     return {name: line if line.endswith(".") else f"{line}." for name, line in lines.items()}
-
-
-def escaped(text: str) -> str:
-    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)

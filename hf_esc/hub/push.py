@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
@@ -19,11 +19,12 @@ from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..modeling_esc import ESCModel
 from .card import card_text
-from .redaction import forgotten_names, redacted_config, redacted_report, refuse_names
+from .redaction import redacted_config, redacted_report, refuse_forgotten_names
 
 EVALUATION, FIGURE = "evaluation.json", "figures/retention.png"
 # What an earlier push may have left and this one does not write.
 _STALE = ["model*.safetensors", "model.safetensors.index.json", EVALUATION, FIGURE]
+_STALE += ["modeling_*.py", "configuration_*.py"]  # of another base model
 logger = logging.get_logger(__name__)
 
 
@@ -73,6 +74,7 @@ def push(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
+    model.check_projections()
     if report is not None and report.projection_sha256 != model.config.erasures[-1]["projection_sha256"]:
         raise HubError(
             "The evaluation is of another model: its fingerprint is not that of the last erasure. Evaluate this one "
@@ -83,6 +85,9 @@ def push(
     if redact:
         config = redacted_config(original)
         report = redacted_report(report, original) if report is not None else None
+        words = {"repository's name": repo_id, "branch's name": revision, "commit message": commit_message}
+        for where, text in {**words, "commit description": commit_description}.items():
+            refuse_forgotten_names(original, text, f"the {where}")
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -111,9 +116,7 @@ def push(
             tags=tags,
         )
         if redact:
-            said = {"README.md": text, "the repository's name": repo_id, "the commit message": commit_message}
-            for where, words in {**said, "the commit description": commit_description}.items():
-                refuse_names(forgotten_names(original).values(), words, where)
+            refuse_forgotten_names(original, text, "README.md")
         (folder / "README.md").write_text(text, encoding="utf-8")
         if report is not None:
             # Paths are nobody's business.
@@ -139,15 +142,19 @@ def hub_errors(repo_id: str) -> Iterator[None]:
         yield
     except Exception as error:  # the client's own, and those of whatever it talks HTTP with, which changes
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        if getattr(getattr(error, "response", None), "status_code", None) == 412:
+            reason = "somebody else has written to it meanwhile."
         raise HubError(
-            f"{repo_id} was not pushed: {reason} The Hub has all of the commit or nothing of it, so the repository is "
-            "as it was, or new and empty. When the cause is mended, push again."
+            f"{repo_id} was not pushed: {reason} The Hub has all of the commit or nothing of it; a repository that is "
+            "new may be empty. When the cause is mended, push again."
         ) from error
 
 
 def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
     try:
         path = api.hf_hub_download(repo_id, "README.md", revision=revision)
+    except LocalEntryNotFoundError:  # no answer, which is no sign that there is none
+        raise
     except EntryNotFoundError:
         return None
     return Path(path).read_text(encoding="utf-8")
@@ -167,8 +174,12 @@ def _license_of(api: HfApi, config: ESCConfig) -> str | None:
 
 
 def _license_on(card: str) -> str | None:
-    data: Any = ModelCard(card, ignore_metadata_errors=True).data
-    return data.license if isinstance(data.license, str) else None
+    """The licence that a card says, where a name is all that it takes; one of its own has a link too."""
+    try:
+        data: Any = ModelCard(card, ignore_metadata_errors=True).data
+    except Exception:  # YAML's own, which `card_text` tells of where it matters
+        return None
+    return data.license if isinstance(data.license, str) and data.license != "other" else None
 
 
 def _draw(report: UnlearningReport, file: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +32,7 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
     for record in copied.erasures:
         if record.get("label_ids"):
             record["labels"] = [redacted_name(label) for label in record["label_ids"]]
-    refuse_names(names.values(), copied.to_dict(), "config.json")
+    refuse_forgotten_names(config, copied.to_dict(), "config.json")
     return copied
 
 
@@ -46,7 +46,7 @@ def redacted_report(report: UnlearningReport, config: ESCConfig) -> UnlearningRe
         forget=[by_name.get(name, name) for name in report.forget],
         left_out=[by_name.get(name, name) for name in report.left_out],
     )
-    refuse_names(names.values(), redacted.to_dict(), "the evaluation")
+    refuse_forgotten_names(config, redacted.to_dict(), "the evaluation")
     return redacted
 
 
@@ -57,14 +57,27 @@ def forgotten_names(config: ESCConfig) -> dict[int, str]:
     return {label: str(by_number[label]) for label in sorted(labels) if label in by_number}
 
 
-def refuse_names(names: Iterable[str], values: Any, where: str) -> None:
-    """Raise a [`HubError`] if one of the names stands, as a word, anywhere in nested values."""
-    for name in names:
+def refuse_forgotten_names(config: ESCConfig, values: Any, where: str) -> None:
+    """[`refuse_names`] of the forgotten classes. Labels of the others may hold one: "Shirt", and "T-shirt"."""
+    names = forgotten_names(config)
+    others = {str(name) for label, name in (config.id2label or {}).items() if label not in names}
+    refuse_names(names.values(), values, where, others)
+
+
+def refuse_names(names: Iterable[str], values: Any, where: str, allowed: Collection[str] = ()) -> None:
+    """
+    Raise a [`HubError`] if one of the names stands, as words, anywhere in nested values but in `allowed` texts.
+
+    Case, spaces, hyphens and underscores make no difference, and of a name such as "tench, Tinca tinca" each part is a
+    name.
+    """
+    for name in {part.strip() for whole in names for part in (whole, *whole.split(","))} - {""}:
         if re.fullmatch(r"redacted-\d+", name):
             continue
-        word = re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+        letters = r"[\s_\-]+".join(map(re.escape, re.split(r"[\s_\-]+", name)))
+        word = re.compile(rf"(?<![^\W_]){letters}(?![^\W_])", re.IGNORECASE)
         for place, text in _texts(values, where):
-            if word.search(text):
+            if text not in allowed and word.search(text):
                 raise HubError(
                     f"A forgotten class is still named in {place}. Take the name out there, or push without "
                     "`redact`, which is to say: with the name."
