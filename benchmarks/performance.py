@@ -37,8 +37,10 @@ from transformers import (
 import hf_esc
 from hf_esc import AllCNNConfig, AllCNNForImageClassification, SecondMoment, erase, find_sites, principal_directions
 from hf_esc.data import image_batches, load_images
+from hf_esc.factors import MaskedFactor
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.projection import MaskedFactor
+from hf_esc.remap_factor import RemapFactor
+from hf_esc.remapping import remap
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 
@@ -171,6 +173,37 @@ def inference(runs: int, *, masked: bool = False) -> dict:
     return compare(lambda: run(erased), lambda: run(base), runs)
 
 
+def remap_inference(runs: int) -> dict:
+    """A remapped model over one that ESC has erased a class from."""
+    base, [batch] = vit_b16(), random_batches(1, 8)
+    projected, remapped = erase(base, [batch], rank=7), erase(base, [batch], rank=7)
+    torch.manual_seed(0)
+    factor = RemapFactor(768, 2000, [0], 1000)
+    for name, buffer in factor.named_buffers():
+        setattr(factor, name, torch.randn(buffer.shape).to(buffer.dtype))
+    remapped.set_factors([[factor]], remapped.config.erasures[-1], check=False)
+
+    @torch.no_grad()
+    def run(model):
+        model(**batch)
+
+    return compare(lambda: run(remapped), lambda: run(projected), runs)
+
+
+def remap_over_esc(runs: int) -> dict:
+    """Remap of 700 forget and 2,210 retain images, over ESC of as many forget images."""
+    model = load_classifier("embedded/vit", device="cpu")
+    data, processor = load_images("embedded"), load_processor(model)
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    sets = data.forget_set([1]), data.select(data.train, [1], keep=False).select(range(2210))
+    forget, retain = (list(image_batches(rows, processor, batch_size=32, **columns)) for rows in sets)
+    bare = [{"pixel_values": batch["pixel_values"]} for batch in retain]
+    sites = find_sites(model, bare[0])
+    return compare(
+        lambda: remap(model, forget, bare, sites=sites), lambda: erase(model, [*forget, *retain], sites=sites), runs
+    )
+
+
 def peak_memory(rows: int) -> float:
     """The peak of a process of its own that erases `rows` feature rows of 768 dimensions, in MiB."""
     command = [sys.executable, __file__, "--feature_rows", str(rows)]
@@ -251,6 +284,16 @@ def main() -> None:
             lambda: cached_over_backbone(compare, 3),
             "10 times faster or more, masks equal after binarising",
             lambda r: r["times_faster"] >= 10 and r["entries_that_differ"] == 0,
+        ),
+        "inference/vit-b16-remap": (
+            lambda: remap_inference(runs),
+            "at most 1.05 times ESC's",
+            lambda r: r["ratio"] <= 1.05,
+        ),
+        "erase/embedded-vit-remap": (
+            lambda: remap_over_esc(runs),
+            "at most 1.05 times ESC's of as many images",
+            lambda r: r["ratio"] <= 1.05,
         ),
         "kr/one-pass": (
             lambda: kr_speed.one_pass(compare, *with_processor(arguments.efficientnet), 3),

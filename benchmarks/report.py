@@ -211,6 +211,8 @@ def retention_in_short() -> str:
             model = entry["models"][column]
             found = [model["accuracies"], *(model["retention"][p]["mean"] for p in ("paper", "converged"))]
             cells = [f"{value['forget_test']:.1f} / {value['retain_test']:.1f}" for value in found]
+            spread = model["retention"]["paper"]["spread"]["forget_test"]
+            cells[1] = f"{found[1]['forget_test']:.1f} ± {spread:.1f} / {found[1]['retain_test']:.1f}"
             rows.append([f"`{name}`" if not index else "", title, *cells])
     return table(["model", "", "head", "KR, the paper's probe", "KR, a converged probe"], rows)
 
@@ -263,6 +265,94 @@ def other_metrics() -> str:
                 ]
             )
     return table(["model", "", "MIA accuracy", "MIA AUC", "TPR at 1 % FPR", "ZRF"], rows)
+
+
+def _remap_entries():
+    """(model, class, its entry) of the results."""
+    for name, classes in load("remap").items():
+        if name != "setting":
+            yield from ((name, title, entry) for title, entry in classes.items())
+
+
+READERS = {"paper": "paper", "converged": "converged", "mlp": "MLP", "knn": "k-NN"}
+
+
+def remap_probes() -> str:
+    """Forget test images that each reader gets right, the mean of three banks, beside the original's and the bound."""
+    rows = []
+    for name, title, entry in _remap_entries():
+        runs = [entry[f"seed={seed}"] for seed in (0, 1, 2)]
+        recall = runs[0]["gate"]["recall"]
+        before, after = [entry["original"]["head"]["forget_test"]], [mean(r["head"]["forget_test"] for r in runs)]
+        for probe in READERS:
+            before.append(entry["original"]["probes"][probe]["forget_test"])
+            after.append(mean(r["probes"][probe]["forget_test"] for r in runs))
+        cells = [f"{b:.1f} → {a:.1f}" for b, a in zip(before, after, strict=True)]
+        rows.append([f"`{name}`" if title == "Trouser" else "", title, f"{recall:.1f}", f"{100 - recall:.1f}", *cells])
+    return table(["model", "class", "gate finds", "it misses", "head", *READERS.values()], rows)
+
+
+def remap_retain() -> str:
+    """Retain test images that each reader gets right, before and after, and the mean of three banks."""
+    rows = []
+    for name, title, entry in _remap_entries():
+        runs = [entry[f"seed={seed}"] for seed in (0, 1, 2)]
+        cells = [
+            f"{entry['original']['head']['retain_test']:.1f} → {mean(r['head']['retain_test'] for r in runs):.1f}"
+        ]
+        for probe in ("converged, retain labels alone", *READERS, "one_vs_rest"):
+            before = entry["original"]["probes"][probe]
+            found = [r["probes"][probe] for r in runs]
+            if probe == "one_vs_rest":  # balanced: the mean of both shares
+
+                def balanced(p: dict) -> float:
+                    return (p["forget_test"] + p["retain_test"]) / 2
+
+                cells.append(f"{balanced(before):.1f} → {mean(map(balanced, found)):.1f}")
+            else:
+                cells.append(f"{before['retain_test']:.1f} → {mean(p['retain_test'] for p in found):.1f}")
+        rows.append([f"`{name}`" if title == "Trouser" else "", title, *cells])
+    header = ["model", "class", "head", "converged, retain labels alone", *READERS.values(), "one vs rest, balanced"]
+    return table(header, rows)
+
+
+def remap_transports() -> str:
+    """Trouser, by transport: forget / retain test accuracy of each probe."""
+    rows = []
+    for name, title, entry in _remap_entries():
+        for transport in ("quantile", "hash", "nearest"):
+            run = entry.get("seed=0" if transport == "quantile" else f"transport={transport}")
+            if run is None or title != "Trouser":
+                continue
+            probes = [run["probes"][probe] for probe in READERS]
+            cells = [f"{p['forget_test']:.1f} / {p['retain_test']:.1f}" for p in probes]
+            found = entry["attackers" if transport == "quantile" else f"attackers, transport={transport}"]
+            detector, repeated, _, moved, _ = found.values()
+            cells += [f"{value:.1f}" for value in (detector, repeated, moved)]
+            rows.append([f"`{name}`" if transport == "quantile" else "", transport, *cells])
+    return table(["model", "transport", *READERS.values(), "detector", "repeated", "movement"], rows)
+
+
+def remap_gates() -> str:
+    """The operating curve of the gate: what it finds and what it takes for forgotten."""
+    rows = []
+    for name, title, entry in _remap_entries():
+        gates = [entry["seed=0"], *(entry[f"threshold={t}"] for t in (0.3, 0.1, 0.03))]
+        cells = [f"{g['gate']['recall']:.1f} / {g['gate']['false_alarms']:.2f}" for g in gates]
+        kept = [f"{g['head']['retain_test']:.1f}" for g in gates]
+        shown = [f"{cell}, {head}" for cell, head in zip(cells, kept, strict=True)]
+        rows.append([f"`{name}`" if title == "Trouser" else "", title, *shown])
+    return table(["model", "class", "argmax", "threshold 0.3", "0.1", "0.03"], rows)
+
+
+def remap_attackers() -> str:
+    """What those find who look for the map itself."""
+    rows = []
+    for name, title, entry in _remap_entries():
+        found = entry["attackers"]
+        rows.append([f"`{name}`" if title == "Trouser" else "", title, *(f"{value:.1f}" for value in found.values())])
+    header = ["model", "class", *next(_remap_entries())[2]["attackers"]]
+    return table(header, rows)
 
 
 def several_classes() -> str:
@@ -325,6 +415,11 @@ BLOCKS = {
         attack_meanings,
         other_metrics,
         several_classes,
+        remap_probes,
+        remap_retain,
+        remap_transports,
+        remap_gates,
+        remap_attackers,
         performance,
         demo,
         test,

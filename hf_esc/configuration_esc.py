@@ -51,6 +51,7 @@ class ESCConfig(PretrainedConfig):
                 f"base_config={'missing' if base_config is None else 'given'}, sites={sites!r}, factors={factors!r}. "
                 "Make one with `hf_esc.erase`, or fetch the checkpoint anew: without these, nothing would be erased."
             )
+        _check_entries(sites, factors, erasures)
         if isinstance(base_config, dict):
             base_config = _build_base_config(base_config)
         self.base_config = base_config
@@ -65,6 +66,34 @@ class ESCConfig(PretrainedConfig):
         if kwargs.get("problem_type") is None:
             kwargs["problem_type"] = base_config.problem_type
         super().__init__(**kwargs)
+
+
+def _check_entries(sites: Any, factors: Any, erasures: Any) -> None:
+    """Raise a [`CheckpointError`] unless sites, factors and records are of the types that they should be."""
+
+    def is_site(site: Any) -> bool:
+        return (
+            isinstance(site, dict)
+            and bool(site.get("modules"))
+            and all(isinstance(path, str) and path for path in site["modules"])
+            and type(site.get("dim")) is int
+            and type(site.get("axis")) is int
+            and (site.get("position") is None or type(site["position"]) is int)
+        )
+
+    def dicts(values: Any) -> bool:
+        return isinstance(values, list | tuple) and all(isinstance(value, dict) for value in values)
+
+    for name, values, right in (
+        ("sites", sites, isinstance(sites, list | tuple) and all(map(is_site, sites))),
+        ("factors", factors, all(map(dicts, factors))),
+        ("erasures", erasures, erasures is None or dicts(erasures)),
+    ):
+        if not right:
+            raise CheckpointError(
+                f"The configuration has {name} that are none: {values!r}. Fetch the checkpoint anew, or erase the "
+                "original again."
+            )
 
 
 def _build_base_config(values: dict[str, Any]) -> PretrainedConfig:

@@ -181,6 +181,17 @@ def load_images(
     return ImageData(name, train, test, image_column, label_column, names, num_labels, hub_id)
 
 
+def load_pictures(name: str) -> Dataset:
+    """
+    The pictures of a data set whatever their labels, of its training split or its only one.
+
+    Raises:
+        DataError: If it cannot be loaded.
+    """
+    splits = _load_splits(name, None)
+    return splits["train"] if "train" in splits else next(iter(splits.values()))
+
+
 def _with_class_indices(
     name: str, split: Dataset, column: str, names: list[str] | None = None
 ) -> tuple[Dataset, list[str] | None]:

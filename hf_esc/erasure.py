@@ -5,20 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from .basis import check_rank, rank_from_percentage
-from .errors import IncompleteErasureWarning
+from .errors import ForgetSetError, IncompleteErasureWarning
 from .fingerprints import weights_sha256
 from .forget_set import forget_batches
 from .forget_statistics import collect
 from .ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
 from .modeling_esc import ESCModel
 from .rank import MOST_SUGGESTED, Rank, RankSearch
+from .remapping import BANK_SIZE, remap
 from .sites import SiteGroup
 from .wrapping import wrapped_copy
 
@@ -27,9 +28,13 @@ def erase(
     model: PreTrainedModel,
     forget_set: datasets.Dataset | datasets.IterableDataset | Iterable[Mapping[str, Tensor]],
     *,
+    method: Literal["esc", "remap"] = "esc",
     p: float = 1.5,
     rank: Rank = None,
     per_class: bool = False,
+    retain_set: Any = None,
+    bank_size: int | None = None,
+    threshold: float | None = None,
     processor: Any = None,
     batch_size: int = 32,
     num_workers: int = 0,
@@ -56,12 +61,16 @@ def erase(
         forget_set: The images to forget: a `datasets.Dataset` or `IterableDataset` with an image column, or an
             iterable of ready batches, dicts of tensors as the model takes them, `labels` (the model's class indices)
             optional.
+        method (`str`, defaults to `"esc"`): `"remap"` puts the map of [`remap`][hf_esc.remapping.remap] in front of
+            the head instead, which a converged probe does not undo; it takes `retain_set`, `bank_size` and
+            `threshold`, and not `p`, `rank` and `per_class`.
         p (`float`, defaults to 1.5): Percentage of the d feature directions to project out,
             \(k = \lfloor pd/100 \rfloor\).
         rank (`int` or `"auto"`, *optional*): k outright; overrides `p`. `"auto"` takes the smallest k that changes the
             head's prediction for at least 90 % of the forget images.
         per_class (`bool`, defaults to `False`): Take k directions for each forgotten label, one label after the other
             in ascending order, and not k of all together. Needs labels.
+        retain_set, bank_size, threshold (*optional*): Of `method="remap"`.
         processor (*optional*): Image processor; that of `model.config._name_or_path` by default. Saved with the
             result.
         batch_size (`int`, defaults to 32): Images in a batch, where `forget_set` is a data set.
@@ -89,6 +98,28 @@ def erase(
         IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do
             is named.
     """
+    if method == "remap":
+        if p != 1.5 or rank is not None or per_class:
+            raise ValueError("`p`, `rank` and `per_class` belong to ESC; a remap takes `bank_size` and `threshold`.")
+        if retain_set is None:
+            raise ForgetSetError("A remap needs a `retain_set`: pictures that are not of the forgotten classes.")
+        return remap(
+            model,
+            forget_set,
+            retain_set,
+            bank_size=BANK_SIZE if bank_size is None else bank_size,
+            threshold=threshold,
+            processor=processor,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+            sites=sites,
+        )
+    if method != "esc":
+        raise ValueError(f'`method` is "esc" or "remap", not {method!r}; ESC-T is a Trainer, `ESCTTrainer`.')
+    if retain_set is not None or bank_size is not None or threshold is not None:
+        raise ValueError('`retain_set`, `bank_size` and `threshold` belong to `method="remap"`.')
     _check_arguments(p, rank)
     batches, image_processor = forget_batches(
         model, forget_set, processor, batch_size, num_workers, image_column, label_column

@@ -1,7 +1,9 @@
 """Fingerprints of tensors, so that what was altered can be told. Travels with checkpoints."""
 
 import hashlib
+import json
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from accelerate.utils import align_module_device
@@ -28,14 +30,16 @@ def weights_sha256(model: nn.Module) -> str:
     return tensors_sha256(model.state_dict().items())
 
 
-def projections_sha256(projections: Iterable[Projection]) -> str:
-    """[`tensors_sha256`] of every factor of every projection, with its place."""
+def projections_sha256(projections: Iterable[Projection], sites: Iterable[dict[str, Any]]) -> str:
+    """[`tensors_sha256`] of every factor of every projection, with what it stands in front of and its settings."""
     tensors = []
-    for place, projection in enumerate(projections):
+    for projection, site in zip(projections, sites, strict=True):
+        place = json.dumps(site, sort_keys=True)
         for index, factor in enumerate(projection.factors):
             with align_module_device(factor):  # an offloaded one is on the meta device until it is asked for
+                settings = json.dumps(factor.config(), sort_keys=True)
                 for name, tensor in factor.state_dict().items():
                     # A model that is loaded in another precision has the same values in another type.
                     same = tensor.to("cpu", torch.uint8 if name == "mask" else torch.float32)
-                    tensors.append((f"{place}.{index}.{name}", same))
+                    tensors.append((f"{place}.{index}.{name} {settings}", same))
     return tensors_sha256(tensors)

@@ -24,7 +24,7 @@ from .labels import match_labels, model_label_names
 from .loading import load_processor
 
 NOTHING_TO_FORGET = (
-    "The forget set is empty: there is nothing to forget. Check the split and the label that it was selected by."
+    "The forget set is empty: there is nothing to look at. Check the split and the label that it was selected by."
 )
 
 
@@ -38,28 +38,27 @@ def forget_batches(
     label_column,
     *,
     share: tuple[int, int] = (0, 1),
+    what: str = "forget set",
 ):
     """
     Batches with the model's class indices as labels, and the image processor where one was needed.
 
-    `share` is that of [`image_batches`]; ready batches are not shared out.
+    `share` is that of [`image_batches`]; ready batches are not shared out. `what` it is, errors say.
     """
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
-            f"The forget set is one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
+            f"The {what} is one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
         )
     if not isinstance(forget_set, datasets.Dataset | datasets.IterableDataset):
         if not isinstance(forget_set, Iterable):
-            raise ForgetSetError(
-                f"A forget set is a data set or an iterable of batches, not {type(forget_set).__name__}."
-            )
+            raise ForgetSetError(f"A {what} is a data set or an iterable of batches, not {type(forget_set).__name__}.")
         return ready_batches(forget_set), processor if processor is not None else _processor_at_hand(model)
     total = None
     if isinstance(forget_set, datasets.Dataset):
         if not len(forget_set):
-            raise ForgetSetError(NOTHING_TO_FORGET)
+            raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what))
         total = len(range(share[0], -(-len(forget_set) // batch_size), share[1]))
-    features = forget_set.features or _resolved_features(forget_set)
+    features = forget_set.features or _resolved_features(forget_set, what)
     image_column = find_image_column(features, image_column)
     try:
         label_column = find_label_column(features, label_column)
@@ -80,18 +79,18 @@ def forget_batches(
         num_channels=image_channels(model.config),
         share=share,
     )
-    bar = logging.tqdm(batches, total=total, desc="Forget features", unit="batch")
+    bar = logging.tqdm(batches, total=total, desc=f"{what.split()[0].capitalize()} features", unit="batch")
     return (batch if mapping is None else map_labels(batch, mapping) for batch in bar), processor
 
 
-def _resolved_features(stream: datasets.IterableDataset):
+def _resolved_features(stream: datasets.IterableDataset, what: str):
     try:
         return stream._resolve_features().features
     except StopIteration:
-        raise ForgetSetError(NOTHING_TO_FORGET) from None
+        raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what)) from None
     except Exception as error:  # pyarrow's and datasets' own, of many types
         raise DataError(
-            f"The columns of the forget set are not known ({error}). Give `features=` to its `map`."
+            f"The columns of the {what} are not known ({error}). Give `features=` to its `map`."
         ) from error
 
 

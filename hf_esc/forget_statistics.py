@@ -4,14 +4,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from .data import Batch
 from .errors import ForgetSetError, LabelError, NonFiniteError
+from .factors import Factor
 from .features import FeatureBatch, FeatureSample, head_weights, stream_features
 from .forget_set import NOTHING_TO_FORGET
 from .modeling_esc import ESCModel
@@ -64,6 +65,7 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
     """
     groups = [SiteGroup.from_dict(site) for site in model.config.sites]
     statistics = ForgetStatistics(groups)
+    mapped = [projection.parts()[0] for projection in model.projections]
     for number, batch in enumerate(stream_features(model.model, groups, batches)):
         if bool(statistics.labels) != (batch.labels is not None) and number:
             raise ForgetSetError(
@@ -73,6 +75,7 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
         if per_class and batch.labels is None:
             raise ForgetSetError(f"`per_class` needs labels, and batch {number} of the forget set has none.")
         check_labels(batch, number, model.config.num_labels)
+        features = [after(factors, z) for factors, z in zip(mapped, batch.features, strict=True)]
         parts: dict[int | None, Any] = {None: slice(None)}
         if batch.labels is not None:
             seen = batch.labels.unique().tolist()
@@ -83,18 +86,28 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
             moments = statistics.moments.setdefault(
                 label, [SecondMoment(z.shape[1], z.device) for z in batch.features]
             )
-            for moment, z in zip(moments, batch.features, strict=True):
+            for moment, z in zip(moments, features, strict=True):
                 try:
                     moment.update(z[rows])
                 except NonFiniteError as error:
                     raise NonFiniteError(f"Batch {number} of the forget set: {error}") from error
         if number == 0:  # only now are the features known to be finite
             statistics.head_weights = head_weights(model.model, groups, batch)
-        statistics.sample.update(batch)
+        statistics.sample.update(replace(batch, features=features))
         statistics.num_images += len(batch.logits)
     if statistics.num_images == 0:
         raise ForgetSetError(NOTHING_TO_FORGET)
     return statistics
+
+
+def after(factors: Sequence[Factor], features: Tensor) -> Tensor:
+    """Features behind some factors, in float64: what rounding leaves of an erased class could pass for more of it."""
+    if not factors:
+        return features
+    exact = features.double()
+    for factor in factors:
+        exact = factor(exact)
+    return exact
 
 
 def check_labels(batch: FeatureBatch, number: int, num_labels: int | None) -> None:

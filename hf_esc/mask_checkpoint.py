@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .factors import TOLERANCE
 from .masked_head import MaskedHead
-from .projection import TOLERANCE
 
 _FILE = "mask.safetensors"
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from .factors import LowRankFactor
 from .features import apply_sites, site_modules
-from .projection import LowRankFactor
 from .sites import SiteGroup
 
 

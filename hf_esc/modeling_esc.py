@@ -22,9 +22,17 @@ from transformers.utils import ModelOutput
 
 from .configuration_esc import ESCConfig
 from .errors import CheckpointError, SiteError
+from .factors import Factor
 from .fingerprints import projections_sha256, weights_sha256
 from .outputs import logits_of, pooled
-from .projection import LowRankFactor, MaskedFactor, Projection, build_factor
+from .projection import Projection, build_factor
+
+# Which class of the code that travels is loaded for what.
+AUTO_MAP = {
+    "AutoConfig": "configuration_esc.ESCConfig",
+    "AutoModelForImageClassification": "modeling_esc.ESCModel",
+    "AutoModel": "modeling_esc.ESCFeatureModel",
+}
 
 
 @dataclass
@@ -104,11 +112,11 @@ class ESCModel(PreTrainedModel):
             raise CheckpointError(
                 f"{type(self.model).__name__} has no module {path!r} to put a projection before."
             ) from None
-        weight = getattr(module, "weight", None)
-        shape = tuple(weight.shape[:2]) if isinstance(weight, Tensor) else None
-        if shape is not None and shape != (self.config.num_labels, site["dim"]):
+        shapes = [tuple(weight.shape[:2]) for weight in module.parameters(recurse=False) if weight.ndim > 1]
+        if (self.config.num_labels, site["dim"]) not in shapes:
+            found = " or ".join(f"{shape[1:]} to {shape[:1]}" for shape in shapes) or "nothing by a weight of its own"
             raise CheckpointError(
-                f"{path!r} of {type(self.model).__name__} maps {shape[1:]} to {shape[:1]}, and the head should map "
+                f"{path!r} of {type(self.model).__name__} maps {found}, and the head should map "
                 f"{site['dim']} features to {self.config.num_labels} labels. A projection there would not erase."
             )
         return module
@@ -123,7 +131,7 @@ class ESCModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         # The wrapped classifier initialises its own modules. A projection that no checkpoint filled stays NaN.
-        if isinstance(module, LowRankFactor | MaskedFactor):
+        if isinstance(module, Factor):
             module.unfill()
 
     def forward(
@@ -190,9 +198,7 @@ class ESCModel(PreTrainedModel):
             for projection in self.projections:
                 projection.thread.times_disabled -= 1
 
-    def set_factors(
-        self, factors: Sequence[Sequence[LowRankFactor | MaskedFactor]], record: dict[str, Any], *, check: bool = True
-    ) -> None:
+    def set_factors(self, factors: Sequence[Sequence[Factor]], record: dict[str, Any], *, check: bool = True) -> None:
         """
         Take over the factors of each projection, and write the erasure into the ledger.
 
@@ -217,7 +223,7 @@ class ESCModel(PreTrainedModel):
             projection.factors = other.factors
         self.config.factors = [[factor.config() for factor in group] for group in factors]
         fingerprints = {
-            "projection_sha256": projections_sha256(self.projections),
+            "projection_sha256": projections_sha256(self.projections, self.config.sites),
             "base_sha256": record.get("base_sha256") or weights_sha256(self.model),
         }
         self.config.erasures = [*self.config.erasures, record | fingerprints]
@@ -232,7 +238,7 @@ class ESCModel(PreTrainedModel):
                 "The ledger of erasures in the configuration has no fingerprint of the projection, so nothing tells "
                 "whether it is the one that was made. Fetch the checkpoint anew, or erase the original again."
             )
-        if projections_sha256(self.projections) != recorded:
+        if projections_sha256(self.projections, self.config.sites) != recorded:
             raise CheckpointError(
                 f"The projection was altered since the erasure: its fingerprint is not {recorded[:12]}…, which the "
                 "ledger says. Fetch the checkpoint anew, or erase the original again."
@@ -269,8 +275,8 @@ class ESCModel(PreTrainedModel):
                 f"{info['mismatched_keys']}."
             )
         for factor in model.modules():
-            if isinstance(factor, MaskedFactor):
-                factor.restore_mask()
+            if isinstance(factor, Factor):
+                factor.restore()
         model.check_projections()
         return (model, info) if output_loading_info else model
 
@@ -285,11 +291,7 @@ class ESCModel(PreTrainedModel):
         """
         self.check_projections()
         self.config.architectures = [type(self).__name__]
-        self.config.auto_map = {
-            "AutoConfig": "configuration_esc.ESCConfig",
-            "AutoModelForImageClassification": "modeling_esc.ESCModel",
-            "AutoModel": "modeling_esc.ESCFeatureModel",
-        }
+        self.config.auto_map = dict(AUTO_MAP)
         own = inspect.signature(PreTrainedModel.save_pretrained).parameters
         hub = {name: value for name, value in kwargs.items() if name not in own or name == "token"}
         kwargs = {name: value for name, value in kwargs.items() if name in own}

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from .basis import check_rank, join_basis, rank_from_percentage, remaining_directions
 from .errors import RankError
+from .factors import LowRankFactor
 from .features import site_outputs
 from .forget_statistics import ForgetStatistics
 from .ledger import MOST_UNCHANGED, Unchanged
 from .modeling_esc import ESCModel
 from .moments import SecondMoment
-from .projection import LowRankFactor, Projection, product
+from .projection import Projection, product
 
 Rank = int | Literal["auto"] | None
 
@@ -31,9 +32,9 @@ class RankSearch:
     def __init__(self, model: ESCModel, statistics: ForgetStatistics):
         self.model = model
         self.statistics = statistics
-        # What is new goes beside the basis of a low-rank factor that comes last. Other factors act before it, on the
-        # moments once and for all: F M F^T, in float64.
-        self.leading, self.old = zip(*(p.leading_and_basis() for p in model.projections), strict=True)
+        # What is new goes beside the basis of a low-rank factor that comes last. Linear factors act before it, on the
+        # moments once and for all: F M F^T, in float64. What is not linear has acted on the features already.
+        self.mapped, self.leading, self.old = zip(*(p.parts() for p in model.projections), strict=True)
         self.moments = {label: self._led(moments) for label, moments in statistics.moments.items()}
         self.before: Tensor | None = None
         # Without `per_class` each rank's basis is the beginning of the next one's: one eigendecomposition for all.
@@ -58,7 +59,10 @@ class RankSearch:
 
     def factors(self, bases: Sequence[Tensor]) -> list[list]:
         """All factors of each projection, the given bases in their places."""
-        return [[*led, LowRankFactor.of(basis.float())] for led, basis in zip(self.leading, bases, strict=True)]
+        return [
+            [*mapped, *led, LowRankFactor.of(basis.float())]
+            for mapped, led, basis in zip(self.mapped, self.leading, bases, strict=True)
+        ]
 
     def ranks(self, p: float, rank: Rank) -> list[int]:
         """The rank for each group."""
@@ -95,8 +99,8 @@ class RankSearch:
             return None
         if self.before is None:
             erased_before = any(len(projection.factors) for projection in self.model.projections)
-            self.before = self._predictions(self.old) if erased_before else self.statistics.sample.predictions
-        same = self._predictions(bases) == self.before
+            self.before = self.predictions(self.old) if erased_before else self.statistics.sample.predictions
+        same = self.predictions(bases) == self.before
         labels = self.statistics.sample.labels
         if labels is None:
             return Unchanged(same.double().mean().item())
@@ -106,7 +110,7 @@ class RankSearch:
         }
         return Unchanged((same & right).double().mean().item(), by_label, right.double().mean().item())
 
-    def _predictions(self, bases: Sequence[Tensor]) -> Tensor:
+    def predictions(self, bases: Sequence[Tensor]) -> Tensor:
         """The head's class for each sampled image `(n,)`, with these bases projected out."""
         projected = []
         for z, factors, basis in zip(self.statistics.sample.features, self.leading, bases, strict=True):

@@ -24,6 +24,7 @@ from transformers.trainer_utils import TrainOutput
 
 from .basis import complete_basis
 from .errors import ForgetSetError, IncompleteErasureWarning, MaskError, ModelError, SiteError
+from .factors import LowRankFactor, MaskedFactor
 from .feature_source import FeatureSource
 from .forget_features import ForgetFeatures, SharesLoader, as_it_is
 from .forget_set import NOTHING_TO_FORGET
@@ -33,7 +34,6 @@ from .mask_checkpoint import last_checkpoint, load_masks, save_masks
 from .masked_head import MaskedHead, clamp, divide_by_largest, erased_span
 from .modeling_esc import ESCModel
 from .moments import SecondMoment
-from .projection import LowRankFactor, MaskedFactor
 from .safetensors_trainer import SafetensorsTrainer
 from .sites import SiteGroup
 from .training_args_esc_t import ESCTTrainingArguments

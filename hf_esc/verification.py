@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from .errors import CheckpointError, ModelError
 from .fingerprints import weights_sha256
-from .modeling_esc import ESCModel, copy_code
+from .modeling_esc import AUTO_MAP, ESCModel, copy_code
 from .version import __version__
 
 
@@ -79,7 +81,7 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         return
     try:
         model = ESCModel.from_pretrained(source, **options)
-    except (CheckpointError, OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (CheckpointError, OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         yield Check("erased model", False, f"it does not load: {error}")
         return
     ledger = model.config.erasures
@@ -102,38 +104,53 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         yield Check("weights", False, detail + "another precision or replaced since the erasure")
         return
     yield Check("weights", True, f"the ledger's: {found}")
-    yield _base_check(model, last)
+    yield _base_check(model, last, token)
     yield _code_check(model, source, last, options)
 
 
-def _base_check(model: ESCModel, record: dict) -> Check:
+def _base_check(model: ESCModel, record: dict, token: str | bool | None) -> Check:
     base, revision = record.get("base"), record.get("base_revision")
     if not base:
         return Check("base", None, "the ledger names no base model on the Hub")
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return Check("base", False, f"{base!r} is no id on the Hub")
     if not revision:
         return Check("base", None, f"the ledger does not say at which revision {base} was loaded")
     named = f"{base} at {revision}"
     dtype = next(model.model.parameters()).dtype
     try:
-        original = type(model.model).from_pretrained(base, revision=revision, dtype=dtype)
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        return Check("base", None, f"{named} is not at hand: {str(error).splitlines()[0]}")
+        original = type(model.model).from_pretrained(base, revision=revision, dtype=dtype, token=token)
+    except (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return Check("base", None, f"{named} is not at hand: {reason}")
     if weights_sha256(original) != record["base_sha256"]:
         return Check("base", False, f"the weights are not those of {named}")
     return Check("base", True, f"the weights are those of {named}")
 
 
 def _code_check(model: ESCModel, source: str, record: dict, options: dict) -> Check:
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(source, allow_patterns=["*.py", "*.json"], **options))
+    for file in sorted(folder.rglob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        expected = AUTO_MAP if file == folder / "config.json" else None
+        if isinstance(found, dict) and found.get("auto_map") != expected:
+            return Check("code", False, f"{file.name} names other code than that of hf_esc: {found.get('auto_map')}")
     made_with = (record.get("versions") or {}).get("hf_esc")
     if made_with != __version__:
-        return Check("code", None, f"the erasure was made with hf_esc {made_with}, and {__version__} is installed")
-    folder = (
-        Path(source) if Path(source).is_dir() else Path(snapshot_download(source, allow_patterns="*.py", **options))
-    )
+        return Check(
+            "code",
+            None,
+            f"the erasure was made with hf_esc {made_with}, and {__version__} is installed: do not run code that "
+            "nobody looked at",
+        )
     with tempfile.TemporaryDirectory() as scratch:
         copy_code(Path(scratch), model.model)
         ours = {file.name: file.read_bytes() for file in Path(scratch).glob("*.py")}
-    theirs = {file.name: file.read_bytes() for file in folder.glob("*.py")}
+    theirs = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.py")}
     if strange := sorted(name for name in theirs if ours.get(name) != theirs[name]):
         return Check("code", False, f"{strange[0]} is not the file that hf_esc {__version__} writes")
     if missing := sorted(set(ours) - set(theirs)):

@@ -181,6 +181,18 @@ def test_who_can_get_it_back_is_said_with_the_numbers_of_the_report():
     assert "the head gets 0.0 % of the forget training images right" in section(rows_forgotten)
 
 
+def test_an_erasure_that_is_incomplete_is_called_so():
+    assert "hidden from the head" in section(card_text(configuration()))
+    for record in ({"unchanged": 0.95}, {"unchanged": 0.05, "unchanged_by_label": [0.02, 0.4]}):
+        text = section(card_text(configuration([ledger()[0] | record])))
+        assert "**The erasure is incomplete**" in text
+        assert "hidden from the head" not in text
+    models = report().models
+    accuracies = replace(models["model"].accuracies, forget_test=60.0)
+    read = report(models=models | {"model": replace(models["model"], accuracies=accuracies)})
+    assert "**The erasure is incomplete**" in section(card_text(configuration(), report=read))
+
+
 def test_every_erasure_is_a_row():
     first, second = rows(golden())[2:4]
     assert first == ["dog", "ESC", "p 1.5, rank 2, per\\_class True", "120", "2.5 % of 120", "2026\\-01\\-02"]

@@ -1,5 +1,6 @@
 """A push is one commit with all of an erased model, which comes back as it was, or nothing. By the real client."""
 
+import copy
 import json
 import os
 import re
@@ -148,7 +149,9 @@ def erased_vit(label: int = 1, names=NAMES, **options):
 
 
 def report_of(model, **changes) -> UnlearningReport:
-    return test_card.report(projection_sha256=model.config.erasures[-1]["projection_sha256"], **changes)
+    last = model.config.erasures[-1]
+    fingerprints = {"projection_sha256": last["projection_sha256"], "weights_sha256": last["base_sha256"]}
+    return test_card.report(**fingerprints, **changes)
 
 
 def put(hub, repo_id: str, folder: Path | None = None, **files: str) -> Repo:
@@ -720,3 +723,16 @@ def test_nothing_unpickles_or_runs_what_it_reads(pattern):
         if re.search(pattern, re.sub(r"\.eval\(", "", line))
     ]
     assert found == []
+
+
+def test_a_model_that_was_trained_since_is_not_pushed_with_its_old_evaluation(client, erased, repo_id, tmp_path):
+    model = copy.deepcopy(erased)
+    report = report_of(model)
+    (tmp_path / "report.json").write_text(report.to_json())
+    with torch.no_grad():
+        model.model.classifier.bias[0] += 1
+    model.save_pretrained(tmp_path / "trained")
+    push = "answer = command('push', folder, repo_id, '--report', report)"
+    code, _, err = client(push, folder=tmp_path / "trained", repo_id=repo_id, report=tmp_path / "report.json")
+    assert code == 2
+    assert "evaluation is of another model" in err

@@ -13,7 +13,13 @@ from hf_esc import ESCModel
 from hf_esc.errors import HubError, LabelError
 from hf_esc.evaluation.report import UnlearningReport
 from hf_esc.hub.card import card_text
-from hf_esc.hub.redaction import redacted_config, redacted_report, refuse_names
+from hf_esc.hub.redaction import (
+    redacted_config,
+    redacted_report,
+    refuse_forgotten_names,
+    refuse_in_files,
+    refuse_names,
+)
 from hf_esc.labels import match_labels, redacted_name
 
 from .hub import card_errors, stand_in_hub
@@ -148,7 +154,7 @@ def test_of_two_erasures_no_name_is_left():
     assert "fish" not in text
     assert [record["labels"] for record in config.erasures] == [["redacted-1"], ["redacted-3"]]
     assert config.base_config.id2label == {0: "cat", 1: "redacted-1", 2: "bird", 3: "redacted-3"}
-    report = redacted_report(report_of(both, forget=["fish"], left_out=["Blue Heron"]), both.config)
+    report = redacted_report(report_of(both, forget=["fish"], forget_labels=[3], left_out=["Blue Heron"]), both.config)
     assert (report.forget, report.left_out) == (["redacted-3"], ["redacted-1"])
     card = card_text(config, report=report, redacted=True)
     assert "fish" not in card
@@ -322,3 +328,31 @@ def test_a_part_of_the_classes_without_the_redacted_one():
         match_labels(["dog", "wolf"], ["cat", "redacted-1", "bird", "fish"], 2, 4)
     with pytest.raises(LabelError, match="no label 'dog'"):  # it could be either
         match_labels(["fish", "dog"], ["cat", "redacted-1", "redacted-2", "fish"], 2, 4)
+
+
+def test_a_report_from_before_the_labels_were_changed_names_nobody():
+    """Of a model whose labels were renamed by hand, the ledger still has the names; a report is older than both."""
+    erased = erased_vit(names=NAMES)
+    report = report_of(erased, forget=["Blue Heron"], forget_labels=[1], left_out=[])
+    config = redacted_config(erased.config)
+    assert "Blue Heron" not in json.dumps(redacted_report(report, config).to_dict())
+    renamed = copy.deepcopy(erased.config)
+    renamed.id2label = {**renamed.id2label, 1: "nobody"}
+    with pytest.raises(HubError, match="still named in there"):
+        refuse_forgotten_names(renamed, ["a blue heron"], "there")
+
+
+def test_the_number_of_a_class_is_no_name():
+    erased = erased_vit(names=["0", "1", "2", "3"])
+    assert redacted_config(erased.config).id2label[1] == "redacted-1"
+
+
+def test_every_file_is_looked_at(tmp_path):
+    erased = erased_vit(names=NAMES)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"note": "for the blue heron"}))
+    with pytest.raises(HubError, match="preprocessor_config"):
+        refuse_in_files(erased.config, tmp_path, ())
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    (tmp_path / "blue_heron.py").write_text("")
+    with pytest.raises(HubError, match="the name of the file"):
+        refuse_in_files(erased.config, tmp_path, ())

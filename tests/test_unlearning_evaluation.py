@@ -436,3 +436,24 @@ def test_features_on_disk_are_not_reused_when_the_projection_is_switched_off(era
     with erased.disable_projection():
         off = model_features(erased, data, load_processor(erased), **common)
     assert not torch.allclose(on.test.features, off.test.features)
+
+
+def test_a_reference_in_another_order_is_refused(erased, resnet, data):
+    rotated = copy.deepcopy(resnet)
+    names = [rotated.config.id2label[i] for i in range(10)]
+    names = names[3:] + names[:3]
+    rotated.config.id2label = dict(enumerate(names))
+    rotated.config.label2id = {name: i for i, name in enumerate(names)}
+    with pytest.raises(ModelError, match="numbers its classes otherwise"):
+        evaluate_unlearning(erased, data, references={"retrain": rotated}, **QUICK)
+
+
+def test_a_reference_is_read_with_its_own_image_processor(erased, resnet, data):
+    darker = copy.deepcopy(resnet)
+    darker.image_processor = copy.deepcopy(load_processor(resnet))
+    darker.image_processor.image_mean = [0.9, 0.9, 0.9]
+    found = evaluate_unlearning(erased, data, references={"same": resnet, "darker": darker}, **QUICK).models
+    assert found["same"].accuracies == found["original"].accuracies
+    assert found["darker"].accuracies != found["original"].accuracies
+    given = evaluate_unlearning(erased, data, references={"darker": darker}, processor=load_processor(resnet), **QUICK)
+    assert given.models["darker"].accuracies == found["original"].accuracies

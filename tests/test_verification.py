@@ -188,6 +188,20 @@ ALTERED = {
         None,
         lambda c: c["erasures"].pop(),
     ),
+    "before another module": ("ESC", None, lambda c: c["sites"][0].update(modules=["vit.layernorm"])),
+    "before a module without a weight": (
+        "ESC",
+        None,
+        lambda c: c["sites"][0].update(modules=["vit.embeddings.dropout"]),
+    ),
+    "before a whole layer": ("ESC", None, lambda c: c["sites"][0].update(modules=["vit.layers.0"])),
+    "before no module": ("ESC", None, lambda c: c["sites"][0].update(modules=[])),
+    "along another axis": ("ESC", None, lambda c: c["sites"][0].update(axis=1)),
+    "at another position": ("ESC", None, lambda c: c["sites"][0].update(position=0)),
+    "sites that are none": ("ESC", None, lambda c: c.update(sites=[1])),
+    "a width that is text": ("ESC", None, lambda c: c["sites"][0].update(dim="8")),
+    "factors that are none": ("ESC", None, lambda c: c.update(factors=[[1]])),
+    "a ledger that is text": ("ESC", None, lambda c: c.update(erasures="x")),
     "no factor": ("ESC", None, lambda c: c.update(factors=[[]])),
     "no fingerprint": ("ESC", None, lambda c: c["erasures"][-1].pop("projection_sha256")),
     "no ledger": ("ESC", None, lambda c: c.pop("erasures")),
@@ -208,7 +222,7 @@ def test_an_altered_projection_neither_loads_nor_verifies(copied, hf_esc, name):
     code, out, err = hf_esc("verify", folder)
     assert (code, len(out.splitlines())) == (1, 1)
     assert "Traceback" not in err
-    assert out.startswith("MISMATCH    erased model: it does not load: ")
+    assert out.startswith("MISMATCH    erased model: ")
 
 
 def test_the_projection_of_another_erasure_is_not_taken(copied, tmp_path):
@@ -400,6 +414,13 @@ def tensors(draw):
 named = st.dictionaries(names, tensors(), min_size=1, max_size=4)
 
 
+SITE = {"modules": ["a"], "dim": 8, "axis": -1, "position": None}
+
+
+def fingerprint(projections) -> str:
+    return projections_sha256(projections, [SITE | {"modules": [str(place)]} for place in range(len(projections))])
+
+
 @given(named, st.randoms())
 def test_the_order_of_tensors_does_not_matter(group, random):
     pairs = list(group.items())
@@ -440,21 +461,48 @@ def test_the_fingerprint_of_a_projection_is_of_its_values(dim, seed):
     mask = torch.rand(dim, dim, generator=generator) > 0.5
     factors = [LowRankFactor.of(basis[:, :1].clone()), MaskedFactor.of(basis.clone(), mask)]
     projection = Projection(dim, factors)
-    before = projections_sha256([projection])
-    assert projections_sha256([projection, Projection(dim)]) == before
-    assert projections_sha256([Projection(dim, factors[::-1])]) != before
-    assert projections_sha256([Projection(dim), projection]) != before
-    assert projections_sha256([Projection(dim, factors[:1])]) != before
-    assert projections_sha256([projection.to(torch.float64)]) == before
-    assert projections_sha256([projection.to(torch.float32).to(torch.bfloat16)]) == before
+    before = fingerprint([projection])
+    assert fingerprint([projection, Projection(dim)]) == before
+    assert fingerprint([Projection(dim, factors[::-1])]) != before
+    assert fingerprint([Projection(dim), projection]) != before
+    assert fingerprint([Projection(dim, factors[:1])]) != before
+    assert fingerprint([projection.to(torch.float64)]) == before
+    assert fingerprint([projection.to(torch.float32).to(torch.bfloat16)]) == before
     factors[1].mask[0, 0] = 1 - factors[1].mask[0, 0]
-    assert projections_sha256([projection]) != before
+    assert fingerprint([projection]) != before
+    for other in ({"modules": ["b"]}, {"dim": 9}, {"axis": 1}, {"position": 0}):
+        assert projections_sha256([projection], [SITE | other]) != projections_sha256([projection], [SITE])
 
 
 @pytest.mark.parametrize("kind", ["ESC", "a mask", "erased twice", "bfloat16"])
 def test_the_ledger_has_the_fingerprints_of_what_is_loaded(checkpoint, kind):
     model = ESCModel.from_pretrained(checkpoint(kind))
     last = model.config.erasures[-1]
-    assert last["projection_sha256"] == projections_sha256(model.projections)
+    assert last["projection_sha256"] == projections_sha256(model.projections, model.config.sites)
     assert last["base_sha256"] == weights_sha256(model.model)
-    assert projections_sha256(model.to(torch.float64).projections) == last["projection_sha256"]
+    assert projections_sha256(model.to(torch.float64).projections, model.config.sites) == last["projection_sha256"]
+
+
+AUTO_MAPS = {
+    "of another repository": ("config.json", {"AutoModelForImageClassification": "evil/repo--modeling_evil.Evil"}),
+    "of another file": ("config.json", {"AutoModelForImageClassification": "sub/evil.Evil"}),
+    "of the processor": ("preprocessor_config.json", {"AutoImageProcessor": "evil.Evil"}),
+}
+
+
+@pytest.mark.parametrize("what", AUTO_MAPS)
+def test_a_configuration_that_names_other_code_does_not_verify(copied, what):
+    folder = copied()
+    name, entries = AUTO_MAPS[what]
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(values | {"auto_map": values.get("auto_map", {}) | entries}))
+    last = verify(folder)[-1]
+    assert (last.name, last.passed) == ("code", False)
+    assert "evil" in last.detail.lower()
+
+
+def test_code_in_a_folder_below_does_not_verify(copied):
+    folder = copied()
+    (folder / "sub").mkdir()
+    (folder / "sub" / "evil.py").write_text("print('hello')")
+    assert outcome(folder)[-1] is False

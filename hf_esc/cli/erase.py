@@ -20,6 +20,7 @@ class Method(str, Enum):
 
     ESC = "esc"
     ESC_T = "esc-t"
+    REMAP = "remap"
 
 
 def erase(
@@ -30,7 +31,12 @@ def erase(
         typer.Option(metavar="LABEL[,LABEL]", help="Classes to forget, by name or number.", show_default=False),
     ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the erased model.", show_default=False)],
-    method: Annotated[Method, typer.Option(help="`esc`: closed form. `esc-t`: a trained mask.")] = Method.ESC,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="`esc`: closed form. `esc-t`: a trained mask. `remap`: features become those of other classes."
+        ),
+    ] = Method.ESC,
     p: Annotated[
         float | None,
         typer.Option(help="esc: percentage of the feature directions to project out, by default 1.5."),
@@ -53,6 +59,21 @@ def erase(
         float | None, typer.Option(help="esc-t: the most passes over the forget features, by default 50.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="esc-t: seed of the training, by default 42.")] = None,
+    retain: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="remap: pictures whose features stand in for those of the forgotten classes, and travel with the "
+            "file; by default those of --dataset that are not forgotten.",
+        ),
+    ] = None,
+    bank_size: Annotated[int | None, typer.Option(min=2, help="remap: how many of them, by default 2000.")] = None,
+    gate_threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="remap: take an image for forgotten from this probability on; by default, the likeliest class."
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the output folder.")] = False,
     evaluate: Annotated[bool, typer.Option(help="Measure accuracies before and after.")] = True,
     image_column: options.ImageColumn = None,
@@ -69,13 +90,17 @@ def erase(
 
     The training images of the forgotten classes go through the model once. ESC then projects their principal feature
     directions out in front of the head; ESC-T trains a mask over all of their directions instead (`hf-esc train` takes
-    every setting of that). The backbone is not changed, and whoever holds the file can take the projection off.
+    every setting of that); remap replaces their features by those of other classes, which hides them from converged
+    probes too. The backbone is not changed, and whoever holds the file can take the projection off.
 
     Example: hf-esc erase embedded --dataset embedded --forget Trouser --output demo
     """
     closed_form = {"p": p, "rank": rank, "per-class": per_class or None}
     training = {"tau": tau, "epochs": epochs, "seed": seed}
-    for other, settings in ((Method.ESC, closed_form), (Method.ESC_T, training)):
+    remapping = {"retain": retain, "bank-size": bank_size, "gate-threshold": gate_threshold}
+    if method is Method.REMAP and seed is not None:
+        remapping, training = remapping | {"seed": seed}, training | {"seed": None}
+    for other, settings in ((Method.ESC, closed_form), (Method.ESC_T, training), (Method.REMAP, remapping)):
         if method is not other and (given := [f"--{name}" for name, value in settings.items() if value is not None]):
             raise OptionError(f"{', '.join(given)} belongs to `--method {other.value}`, and this is {method.value}.")
     rank_value = _rank(rank)
@@ -85,7 +110,10 @@ def erase(
     from ..data import load_images
     from ..erasure import erase as run_erase
     from ..loading import load_classifier, load_processor
+    from ..remapping import BANK_SIZE, remap
 
+    if gate_threshold is not None and not 0 < gate_threshold < 1:
+        raise OptionError(f"`--gate-threshold` is a probability between 0 and 1, not {gate_threshold}.")
     original = load_classifier(model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code)
     data = load_images(dataset, image_column=image_column, label_column=label_column)
     labels = data.resolve(forget, original.config)
@@ -95,7 +123,20 @@ def erase(
     clock.lap("load")
 
     with collected_warnings() as incomplete:
-        if method is Method.ESC:
+        if method is Method.REMAP:
+            erased = remap(
+                original,
+                forget_set,
+                _retain_set(retain, data, labels, original.config),
+                bank_size=BANK_SIZE if bank_size is None else bank_size,
+                threshold=gate_threshold,
+                seed=seed or 0,
+                processor=processor,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                **common,
+            )
+        elif method is Method.ESC:
             erased = run_erase(
                 original,
                 forget_set,
@@ -133,6 +174,17 @@ def erase(
         seconds=clock.seconds,
         as_json=json,
     )
+
+
+def _retain_set(name: str | None, data, labels: list[int], config):
+    """The pictures for the bank: those of a data set of their own, or what is neither forgotten now nor was before."""
+    from ..data import load_pictures
+
+    if name is not None:
+        return load_pictures(name)
+    earlier = {i for record in getattr(config, "erasures", []) for i in record.get("label_ids") or ()}
+    gone = {label for label, there in enumerate(data.labels_in(config)) if there in earlier}
+    return data.select(data.train, {*labels, *gone}, keep=False)
 
 
 def _train_mask(original, forget_set, processor, given, batch_size, num_workers, device, columns: dict[str, Any]):

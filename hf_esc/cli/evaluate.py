@@ -124,7 +124,8 @@ def evaluate(
         if json:
             print_json(report.to_dict())
             return
-        typer.echo(f"{model} on {dataset}, forgotten: {', '.join(report.forget)}\n")
+        typer.echo(f"{model} on {dataset}, forgotten: {', '.join(report.forget)}")
+        typer.echo(f"Probes with any randomness are the mean of {seeds} seeds; -: not measured.\n")
         typer.echo(report.table())
         return
     run = model_classifier(classifier)

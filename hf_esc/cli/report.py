@@ -50,7 +50,8 @@ def print_erasure(
     record = config.erasures[-1]
     dims = [site["dim"] for site in config.sites]
     if as_json:
-        details = ("method", "rank", "tau", "steps", "cut", "unchanged", "unchanged_by_label")
+        details = ["method", "rank", "tau", "steps", "cut", "bank_size", "threshold", "gate_recall", "false_alarms"]
+        details += ["unchanged", "unchanged_by_label"]
         print_json(
             {
                 "model": model,
@@ -70,6 +71,11 @@ def print_erasure(
     if record["method"] == "esc":
         each = " for each class" if record["per_class"] and len(record["labels"] or ()) > 1 else ""
         how = f"rank {record['rank']}{each} of {' + '.join(map(str, dims))} feature directions"
+    elif record["method"] == "remap":
+        how = (
+            f"features replaced by {record['bank_size']} of other classes; the gate finds {record['gate_recall']:.1%} "
+            f"of the forget images and takes {record['false_alarms']:.2%} of the others for them"
+        )
     else:
         cut = " + ".join(
             f"{round(share * dim * dim)} of {dim * dim}" for share, dim in zip(record["cut"], dims, strict=True)
@@ -84,5 +90,6 @@ def print_erasure(
     elif record["unchanged"] is None:
         typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
     else:
-        typer.echo("Hidden from the head. A probe trained on the features may still read it.")
+        reads = "what the gate misses" if record["method"] == "remap" else "it"
+        typer.echo(f"Hidden from the head. A probe trained on the features may still read {reads}.")
     typer.echo(f"The model is in {output}.")

@@ -165,8 +165,7 @@ def finetune(
     """
     Train all weights on retain images alone, and see whether the head finds the forgotten classes again.
 
-    SGD with momentum 0.9 on the cross-entropy, without augmentation; a projection stays as it is. With other rates
-    than this one, fewer came back in what was tried.
+    SGD with momentum 0.9 on the cross-entropy, without augmentation; a projection stays as it is.
 
     Args:
         model (`PreTrainedModel`): An image classifier or an [`ESCModel`]; a copy of it is trained.

@@ -13,6 +13,7 @@ from typing import Any
 
 import datasets
 import torch
+import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -160,6 +161,8 @@ def _key(model: PreTrainedModel, split: datasets.Dataset, processor: Any, data: 
     """Changes with the weights, the images, their labels or the way they are preprocessed."""
     digest = hashlib.sha256()
     digest.update(weights_sha256(model).encode())
+    settings = {name: value for name, value in model.config.to_dict().items() if name != "erasures"}
+    digest.update(json.dumps([type(model).__name__, transformers.__version__, settings], default=str).encode())
     digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
     on = [projection.enabled for projection in getattr(model, "projections", ())]
     digest.update(f"{on} {data.labels_in(model.config)}".encode())

@@ -96,6 +96,7 @@ class UnlearningReport:
             retained.
         dataset_id (`str`, *optional*): The data set's id on the Hub, where it came from there.
         projection_sha256 (`str`, *optional*): The fingerprint in the ledger of the erased model that was evaluated.
+        weights_sha256 (`str`, *optional*): The fingerprint of the weights inside of it.
         random_seed (`int`, *optional*): Of the random network's weights; None where one was given.
         versions (`dict[str, str]`): Of the libraries.
     """
@@ -112,6 +113,7 @@ class UnlearningReport:
     left_out: list[str] = field(default_factory=list)
     dataset_id: str | None = None
     projection_sha256: str | None = None
+    weights_sha256: str | None = None
     random_seed: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -194,6 +196,8 @@ class UnlearningReport:
             for derived in ("recovery_rate", "excess_knowledge", "average_gap"):
                 values.pop(derived)
             values["models"] = {name: _result(result) for name, result in values["models"].items()}
+            if "model" not in values["models"]:
+                raise ValueError("it is of no model")
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"This is no report of hf_esc: {type(error).__name__}: {error}") from error
@@ -223,7 +227,7 @@ class UnlearningReport:
                 row("excess knowledge", (None if value is None else 100 * value for value in excess.values()))
             if not all(result.retention[probe].settings.get("converged", True) for result in results):
                 lines.append("  (not converged: more can be read than this)")
-        section("membership inference of forget images (50: chance; the reference is the retrained model)")
+        section("membership inference of forget images (50: chance; what a retrained model has is the reference)")
         for key, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("tpr_at_1_fpr", "TPR at 1 % FPR")):
             row(title, (getattr(result.membership, key, None) for result in results))
         section("ZRF on forget images (1: as a random network)")
@@ -303,6 +307,15 @@ def _cell(value: float | None, digits: int = 2) -> str:
 
 
 def _result(values: Mapping[str, Any]) -> ModelResult:
+    if not set(values["retention"]) <= set(_PROBES):
+        raise ValueError(f"its probes are {sorted(values['retention'])}")
+    if strange := set(values["attacks"] or ()) - set(MEANINGS):
+        raise ValueError(f"its attacks are {sorted(strange)}")
+    numbers = [*values["accuracies"].values()]
+    for retention in values["retention"].values():
+        numbers += [*retention["mean"].values(), *retention["spread"].values()]
+    if any(number is not None and not isinstance(number, int | float) for number in numbers):
+        raise ValueError("its numbers are none")
     return ModelResult(
         accuracies=Accuracies(**values["accuracies"]),
         retention={probe: Retention(**retention) for probe, retention in values["retention"].items()},

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from ..data import ImageData
 from ..errors import DataError, LabelError, ModelError, ProbeError
+from ..fingerprints import weights_sha256
 from ..ledger import label_names
 from ..loading import load_processor
 from ..sites import evaluating
@@ -85,7 +86,8 @@ def evaluate_unlearning(
         attacks (`Sequence[str]`): Of [`ATTACKS`][hf_esc.evaluation.attacks]: what somebody could do to get the classes
             back. `finetune` trains a copy of each network but the random one.
         seeds (`Sequence[int]`): For probes that have any randomness, and for membership inference.
-        processor (*optional*): Image processor; that of `model` by default.
+        processor (*optional*): Image processor for all; by default each network has its own, and that of `model` where
+            it has none.
         batch_size, num_workers: As in [`model_features`].
         device (*optional*): Where probes are trained.
         feature_dir (`str` or `Path`, *optional*): Where features are kept, and reused by a later run.
@@ -95,7 +97,7 @@ def evaluate_unlearning(
 
     Raises:
         LabelError: If it is not known what was to be forgotten.
-        ModelError: If a reference has other classes than the model.
+        ModelError: If a reference has other classes than the model, or in another order.
         DataError: If the data set has no test split.
         ProbeError: If there is no such probe or attack, a forget label has no training or no test images, and as
             [`knowledge_retention`].
@@ -111,12 +113,16 @@ def evaluate_unlearning(
         raise ProbeError("`seeds` is empty: a probe needs one.")
     if data.test is None:
         raise DataError(f"{data.name!r} has no test split, and what a probe reads can only be told on test images.")
+    own_processors = processor is None
     processor = processor if processor is not None else load_processor(model)
     gone_labels = _forget_labels(model, data, forget_labels, forget_indices)
     _check_images(model, data, gone_labels)
     # A class that was erased and is not asked for is neither forgotten nor retained.
     left_out = sorted(_erased_labels(model) - set(gone_labels)) if forget_indices is None else []
-    columns = _columns(model, dict(references or {}))
+    columns = _columns(model, dict(references or {}), data)
+    processors = dict.fromkeys(columns, processor)
+    if own_processors:
+        processors |= {name: _own_processor(network, processor) for name, network in (references or {}).items()}
     folder = Path(feature_dir) if feature_dir is not None else None
 
     def look(name: str, network: PreTrainedModel, projected: bool, hidden: bool) -> ModelFeatures:
@@ -124,7 +130,7 @@ def evaluate_unlearning(
             found = model_features(
                 network,
                 data,
-                processor,
+                processors[name.removesuffix("-stripped")],
                 name=name,
                 hidden=hidden,
                 folder=folder,
@@ -165,7 +171,7 @@ def evaluate_unlearning(
                 attacked[attack] = finetune(
                     network,
                     data,
-                    processor,
+                    processors[name],
                     gone_labels,
                     left_out=left_out,
                     projected=projected,
@@ -190,6 +196,7 @@ def evaluate_unlearning(
         dataset=data.name,
         dataset_id=data.hub_id,
         projection_sha256=_fingerprint(model),
+        weights_sha256=weights_sha256(model.model) if model.config.model_type == "esc" else None,
         forget=[str(name) for name in label_names(model.config, gone_labels).values()],
         forget_labels=list(gone_labels),
         left_out=[str(name) for name in label_names(model.config, left_out).values()],
@@ -263,7 +270,15 @@ def _check_images(model, data: ImageData, labels: list[int]) -> None:
             raise ProbeError(f"There is no {what} image of the forgotten classes {names}: nothing can be said.")
 
 
-def _columns(model, references: dict[str, Any]) -> dict[str, tuple[Any, bool]]:
+def _own_processor(network, default: Any) -> Any:
+    """The image processor of a reference, which may be of another size or normalisation."""
+    try:
+        return load_processor(network)
+    except ModelError:
+        return default
+
+
+def _columns(model, references: dict[str, Any], data: ImageData) -> dict[str, tuple[Any, bool]]:
     """Networks by name, and whether the projection is on, which matters for an erased model alone."""
     if MODEL in references:
         raise ModelError(f"{MODEL!r} is the name of the model under test. Call the reference something else.")
@@ -281,6 +296,11 @@ def _columns(model, references: dict[str, Any]) -> dict[str, tuple[Any, bool]]:
             raise ModelError(
                 f"The reference {name!r} has {network.config.num_labels} classes, and the model has "
                 f"{model.config.num_labels}. A retrained model keeps the class that it has never seen."
+            )
+        if data.labels_in(network.config) != data.labels_in(model.config):
+            raise ModelError(
+                f"The reference {name!r} numbers its classes otherwise than the model, and what they say could not be "
+                "compared. Put its head and `id2label` in the model's order."
             )
     return columns
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport, escaped
+from ..ledger import MOST_UNCHANGED
 from ..modeling_esc import ESCModel
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -20,7 +23,8 @@ BEGIN = "<!-- begin hf_esc: written anew on each push; what stands outside of th
 END = "<!-- end hf_esc -->"
 TAGS = ["machine-unlearning", "concept-erasure", "esc"]
 # Settings of a record that its method is told by.
-_SETTINGS = ("p", "rank", "per_class", "tau", "tolerance", "steps")
+_METHODS = {"esc": "ESC", "esc-t": "ESC-T", "remap": "remap"}
+_SETTINGS = ("p", "rank", "per_class", "tau", "tolerance", "steps", "bank_size", "gate", "threshold")
 
 
 def write_card(model: ESCModel, folder: Path, **options) -> None:
@@ -49,6 +53,7 @@ def card_text(
     existing: str | None = None,
     figure: str | None = None,
     redacted: bool = False,
+    untouched: bool = False,
     license: str | None = None,
     language: str | list[str] | None = None,
     tags: str | list[str] | None = None,
@@ -66,19 +71,23 @@ def card_text(
         existing (`str`, *optional*): The card that is there.
         figure (`str`, *optional*): Path in the repository of a figure of the report.
         redacted (`bool`, defaults to `False`): Whether the forgotten classes' names were taken out of `config`.
+        untouched (`bool`, defaults to `False`): Whether the weights are known to be the base model's still.
         license (`str`, *optional*): Overrides the one that is there.
         language, tags (*optional*): More of them.
 
     Raises:
         HubError: If the metadata of the card that is there cannot be read.
     """
+    if report is not None and not {"paper", "converged"} <= set(report.models["model"].retention):
+        raise HubError("The evaluation lacks the paper's probe or a converged one: they stand together or not at all.")
     metadata, text = _parts(existing)
     given = [tags] if isinstance(tags, str) else list(tags or [])
     results = [result for result in metadata.pop("eval_results", None) or [] if not _ours(result)]
     results += report.eval_results() if report is not None else []
     record = config.erasures[-1] if config.erasures else {}
-    base = record.get("base")
-    datasets = [report.dataset_id] if report is not None and report.dataset_id else []
+    base = _hub_id(record.get("base"))
+    dataset = _hub_id(report.dataset_id) if report is not None else None
+    datasets = [dataset] if dataset else []
     name = (repo_id or "").split("/")[-1] or "erased image classifier"
     merged = {
         **metadata,
@@ -95,7 +104,7 @@ def card_text(
     if base:
         merged |= {"base_model": base, "base_model_relation": metadata.get("base_model_relation") or "finetune"}
     data = ModelCardData(**{key: value for key, value in merged.items() if value not in (None, [])})
-    own = f"{BEGIN}\n\n{_section(config, repo_id, report, figure, redacted)}\n\n{END}"
+    own = f"{BEGIN}\n\n{_section(config, repo_id, report, figure, redacted, untouched)}\n\n{END}"
     if BEGIN in text and END in text[text.index(BEGIN) :]:
         start = text.index(BEGIN)
         text = text[:start] + own + text[text.index(END, start) + len(END) :]
@@ -122,6 +131,15 @@ def _ours(result: EvalResult) -> bool:
     return re.fullmatch(r"(head|KR \(\w+\)) (D_\w+|HM\w*) \(%\)", str(result.metric_name)) is not None
 
 
+def _hub_id(name: Any) -> str | None:
+    """A name on the Hub as it is; what is none does not stand on a card."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
 def _listed(values: Any) -> list[str]:
     return [values] if isinstance(values, str) else list(values or [])
 
@@ -131,7 +149,12 @@ def _union(*lists: list[str]) -> list[str]:
 
 
 def _section(
-    config: ESCConfig, repo_id: str | None, report: UnlearningReport | None, figure: str | None, redacted: bool
+    config: ESCConfig,
+    repo_id: str | None,
+    report: UnlearningReport | None,
+    figure: str | None,
+    redacted: bool,
+    untouched: bool,
 ) -> str:
     ledger = config.erasures
     names = _union(*([str(name) for name in record.get("labels") or []] for record in ledger))
@@ -139,19 +162,33 @@ def _section(
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         forgotten=", ".join(map(escaped, names)) or "some of its training images",
         erasures=[_row(record) for record in ledger],
-        base=ledger[0].get("base") if ledger else None,
-        base_revision=ledger[0].get("base_revision") if ledger else None,
+        base=_hub_id(ledger[0].get("base")) if ledger else None,
+        base_revision=escaped(str(ledger[0].get("base_revision") or "")) if ledger else "",
         report=report,
-        report_dataset=escaped(Path(report.dataset).name) if report is not None else "",
+        dataset_name=(_hub_id(report.dataset_id) or escaped(Path(report.dataset).name)) if report is not None else "",
         has_retrain=report is not None and "retrain" in report.models,
         left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
         table=report.markdown() if report is not None else "",
         figure=figure,
         threat=_threat(report),
         redacted=redacted,
+        untouched=untouched,
+        incomplete=_incomplete(config, report),
+        basis=any(record.get("method") != "remap" for record in ledger),
+        bank=sum(record.get("bank_size") or 0 for record in ledger),
         repo_id=repo_id or "REPO",
-        dataset=(report.dataset_id if report is not None else None) or "DATA",
+        dataset=(_hub_id(report.dataset_id) if report is not None else None) or "DATA",
     )
+
+
+def _incomplete(config: ESCConfig, report: UnlearningReport | None) -> bool:
+    """Whether the head still says a forgotten class to more images than an erasure should leave."""
+    left = [max(record.get("unchanged_by_label") or [record.get("unchanged") or 0]) for record in config.erasures]
+    if report is not None:
+        accuracies = report.models["model"].accuracies
+        shares = (accuracies.forget_train, accuracies.forget_test) if report.forget else ()
+        left += [share / 100 for share in shares if share is not None]
+    return max(left, default=0) > MOST_UNCHANGED
 
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:
@@ -162,7 +199,9 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
     return {
         "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or "images without labels",
-        "method": {"esc": "ESC", "esc-t": "ESC-T"}.get(str(record.get("method")), escaped(str(record.get("method")))),
+        "method": {"esc": "ESC", "esc-t": "ESC-T", "remap": "remap"}.get(
+            str(record.get("method")), escaped(str(record.get("method")))
+        ),
         "settings": escaped(", ".join(settings)),
         "images": str(record.get("num_images", "")),
         "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",
@@ -174,8 +213,8 @@ def _threat(report: UnlearningReport | None) -> dict[str, str]:
     """Who can recover what: a line each, with the numbers of the report where there is one."""
     lines = {
         "predictions": "sees what the head says, which was not measured here.",
-        "features": "a probe that is trained to the end on them reads the class as before, in all that was measured "
-        "with such projections; here it was not measured.",
+        "features": "a probe that is trained to the end on them reads the class as before after ESC and ESC-T, and "
+        "what the gate misses of it after remap, in all that was measured with such maps; here it was not measured.",
         "file": "takes the projection off, and has the original model.",
     }
     if report is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +19,19 @@ from transformers.utils import logging
 from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
+from ..fingerprints import weights_sha256
 from ..modeling_esc import ESCModel
 from .card import card_text
-from .redaction import redacted_config, redacted_report, refuse_forgotten_names
+from .redaction import redacted_config, redacted_report, refuse_forgotten_names, refuse_in_files
 
 EVALUATION, FIGURE = "evaluation.json", "figures/retention.png"
-# What an earlier push may have left and this one does not write.
-_STALE = ["model*.safetensors", "model.safetensors.index.json", EVALUATION, FIGURE]
-_STALE += ["modeling_*.py", "configuration_*.py"]  # of another base model
+# What an earlier push may have left and this one may not write: shards, code of another base, the evaluation.
+_STALE = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(modeling|configuration)_\w+\.py|"
+    + re.escape(EVALUATION)
+    + "|"
+    + re.escape(FIGURE)
+)
 logger = logging.get_logger(__name__)
 
 
@@ -75,10 +82,13 @@ def push(
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
     model.check_projections()
-    if report is not None and report.projection_sha256 != model.config.erasures[-1]["projection_sha256"]:
+    ledger = model.config.erasures
+    weights = weights_sha256(model.model)
+    fingerprints = ledger[-1]["projection_sha256"], weights
+    if report is not None and (report.projection_sha256, report.weights_sha256) != fingerprints:
         raise HubError(
-            "The evaluation is of another model: its fingerprint is not that of the last erasure. Evaluate this one "
-            "(`hf-esc evaluate`), or push without."
+            "The evaluation is of another model: its fingerprints are not those of this projection and these weights. "
+            "Evaluate this one (`hf-esc evaluate`), or push without."
         )
     original: Any = model.config
     config: Any = original
@@ -91,17 +101,20 @@ def push(
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        try:
-            model.config = config
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
-        finally:
-            model.config = original
+        saved = copy.copy(model)  # the same weights; other threads go on with the model's own configuration
+        saved.config = config
+        saved.save_pretrained(folder, max_shard_size=max_shard_size)
         with hub_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
             head = api.repo_info(repo_id, revision=revision).sha
             existing = _existing_card(api, repo_id, head)
+            there = api.list_repo_files(repo_id, revision=head)
+        if redact and "config.json" in there:
+            logger.warning(
+                f"Earlier commits of {repo_id} may still name what is redacted: look, or take another name."
+            )
         if license is None and (existing is None or _license_on(existing) is None):
             license = _license_of(api, config)
         text = card_text(
@@ -111,17 +124,18 @@ def push(
             existing=existing,
             figure=FIGURE if report is not None and _draw(report, folder / FIGURE) else None,
             redacted=redact,
+            untouched=weights == ledger[-1].get("base_sha256"),
             license=license,
             language=language,
             tags=tags,
         )
-        if redact:
-            refuse_forgotten_names(original, text, "README.md")
         (folder / "README.md").write_text(text, encoding="utf-8")
         if report is not None:
             # Paths are nobody's business.
             report = replace(report, model=repo_id, dataset=report.dataset_id or Path(report.dataset).name)
             (folder / EVALUATION).write_text(report.to_json() + "\n", encoding="utf-8")
+        if redact:
+            refuse_in_files(original, folder, {file.name for file in Path(__file__).parents[1].glob("*.py")})
         with hub_errors(repo_id):
             return api.upload_folder(
                 repo_id=repo_id,
@@ -131,7 +145,7 @@ def push(
                 revision=revision,
                 create_pr=create_pr,
                 parent_commit=head,  # what somebody else has written since is not written over
-                delete_patterns=_STALE,
+                delete_patterns=[name for name in there if _STALE.fullmatch(name)],
             )
 
 
@@ -140,13 +154,15 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     """What the Hub's client raises, as a [`HubError`] that says how things stand."""
     try:
         yield
+    except (TypeError, AttributeError, NameError, ImportError):
+        raise  # a fault of ours
     except Exception as error:  # the client's own, and those of whatever it talks HTTP with, which changes
         reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         if getattr(getattr(error, "response", None), "status_code", None) == 412:
             reason = "somebody else has written to it meanwhile."
         raise HubError(
-            f"{repo_id} was not pushed: {reason} The Hub has all of the commit or nothing of it; a repository that is "
-            "new may be empty. When the cause is mended, push again."
+            f"{repo_id} was not pushed: {reason} The Hub has all of the commit (where its answer was lost) or nothing "
+            "of it; a repository that is new may be empty. When the cause is mended, push again."
         ) from error
 
 

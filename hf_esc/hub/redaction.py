@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..configuration_esc import ESCConfig
@@ -22,12 +24,12 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
     Raises:
         HubError: If a name still stands somewhere else in it, such as in the base model's.
     """
-    names = forgotten_names(config)
+    gone = _forgotten_labels(config)
     copied = copy.deepcopy(config)
     part: Any
     for part in (copied, copied.base_config):
         if part.id2label:
-            part.id2label = {i: redacted_name(i) if i in names else name for i, name in part.id2label.items()}
+            part.id2label = {i: redacted_name(i) if i in gone else name for i, name in part.id2label.items()}
             part.label2id = {name: i for i, name in part.id2label.items()}
     for record in copied.erasures:
         if record.get("label_ids"):
@@ -38,44 +40,60 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
 
 def redacted_report(report: UnlearningReport, config: ESCConfig) -> UnlearningReport:
     """The same of a report; what it calls the model is left out, which can be a path."""
-    names = forgotten_names(config)
-    by_name = {name: redacted_name(label) for label, name in names.items()}
+    others = sorted(_forgotten_labels(config) - set(report.forget_labels))
     redacted = replace(
         report,
         model=type(config).model_type,
-        forget=[by_name.get(name, name) for name in report.forget],
-        left_out=[by_name.get(name, name) for name in report.left_out],
+        forget=[redacted_name(label) for label in report.forget_labels],
+        left_out=[redacted_name(label) for label in others] if report.left_out else [],
     )
     refuse_forgotten_names(config, redacted.to_dict(), "the evaluation")
     return redacted
 
 
-def forgotten_names(config: ESCConfig) -> dict[int, str]:
-    """The names of the classes in the ledger by their numbers; none of a class that has no name."""
-    labels = {label for record in config.erasures for label in record.get("label_ids") or ()}
-    by_number: Any = config.id2label or {}
-    return {label: str(by_number[label]) for label in sorted(labels) if label in by_number}
+def refuse_in_files(config: ESCConfig, folder: Path, own: Collection[str]) -> None:
+    """[`refuse_forgotten_names`] in every text file of a folder but `own`, and in what files are called."""
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
+        refuse_forgotten_names(config, name, f"the name of the file {name}")
+        if file.suffix == ".json":
+            refuse_forgotten_names(config, json.loads(file.read_text(encoding="utf-8")), name)
+        elif file.suffix in (".md", ".py", ".txt") and name not in own:
+            refuse_forgotten_names(config, file.read_text(encoding="utf-8"), name)
+
+
+def _forgotten_labels(config: ESCConfig) -> set[int]:
+    return {label for record in config.erasures for label in record.get("label_ids") or ()}
+
+
+def forgotten_names(config: ESCConfig) -> set[str]:
+    """All names of the classes in the ledger: its own, and those in the labels, also of the classifier inside."""
+    names = {str(name) for record in config.erasures for name in record.get("labels") or ()}
+    for part in (config, config.base_config):
+        by_number: Any = part.id2label or {}
+        names |= {str(by_number[label]) for label in _forgotten_labels(config) if label in by_number}
+    return {name for name in names if not re.fullmatch(r"redacted-\d+|LABEL_\d+", name)}
 
 
 def refuse_forgotten_names(config: ESCConfig, values: Any, where: str) -> None:
     """[`refuse_names`] of the forgotten classes. Labels of the others may hold one: "Shirt", and "T-shirt"."""
-    names = forgotten_names(config)
-    others = {str(name) for label, name in (config.id2label or {}).items() if label not in names}
-    refuse_names(names.values(), values, where, others)
+    gone = _forgotten_labels(config)
+    others = {str(name) for label, name in (config.id2label or {}).items() if label not in gone}
+    refuse_names(forgotten_names(config), values, where, others)
 
 
 def refuse_names(names: Iterable[str], values: Any, where: str, allowed: Collection[str] = ()) -> None:
     """
     Raise a [`HubError`] if one of the names stands, as words, anywhere in nested values but in `allowed` texts.
 
-    Case, spaces, hyphens and underscores make no difference, and of a name such as "tench, Tinca tinca" each part is a
+    Case, spaces, hyphens, underscores and a plural's s make no difference, and of a name such as "tench, Tinca tinca" each part is a
     name.
     """
     for name in {part.strip() for whole in names for part in (whole, *whole.split(","))} - {""}:
-        if re.fullmatch(r"redacted-\d+", name):
+        if re.fullmatch(r"(redacted-)?\d+", name):  # a number says nothing, and stands everywhere
             continue
         letters = r"[\s_\-]+".join(map(re.escape, re.split(r"[\s_\-]+", name)))
-        word = re.compile(rf"(?<![^\W_]){letters}(?![^\W_])", re.IGNORECASE)
+        word = re.compile(rf"(?<![^\W_]){letters}(e?s)?(?![^\W_])", re.IGNORECASE)
         for place, text in _texts(values, where):
             if text not in allowed and word.search(text):
                 raise HubError(
@@ -89,7 +107,8 @@ def _texts(values: Any, place: str) -> Iterator[tuple[str, str]]:
         yield place, values
     elif isinstance(values, dict):
         for key, value in values.items():
-            yield from _texts(str(key), place)
+            if not str(key).isdigit():  # the number of a class
+                yield from _texts(str(key), place)
             yield from _texts(value, f"{place}, {key}" if isinstance(key, str) and len(key) < 40 else place)
     elif isinstance(values, list | tuple):
         for value in values:
