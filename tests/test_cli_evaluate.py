@@ -40,7 +40,8 @@ def evaluate(hf_esc, erased, clothes):
 def test_by_default_it_prints_a_table_with_references_and_both_probes(hf_esc, erased, clothes):
     code, out, _ = hf_esc("evaluate", erased, "--dataset", clothes)
     assert code == 0
-    title, _, columns, *rest = out.splitlines()
+    title, seeds, _, columns, *rest = out.splitlines()
+    assert "the mean of 3 seeds" in seeds
     assert title == f"{erased} on {clothes}, forgotten: Trouser"
     assert columns.split() == ["in", "%", "model", "original", "random"]
     headings = [line for line in rest if line.startswith("KR")]

@@ -288,7 +288,7 @@ def test_a_name_is_found_wherever_it_stands_as_a_word(name, frame, upper):
 
 
 def test_a_part_of_another_word_is_not_the_name():
-    refuse_names(["cat"], {"id2label": {"0": "category", "1": "bobcat"}, "n": "cats"}, "here")
+    refuse_names(["cat"], {"id2label": {"0": "category", "1": "bobcat"}, "n": "scatter"}, "here")
     refuse_names(["redacted-1"], "redacted-1", "here")
 
 

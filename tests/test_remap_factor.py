@@ -431,7 +431,7 @@ def test_a_damaged_file_does_not_load(erased, factor, tmp_path):
 
 def test_the_fingerprint_is_of_all_that_decides_and_not_of_the_precision(of_two):
     def fingerprint(made):
-        return projections_sha256([Projection(128, [made])])
+        return projections_sha256([Projection(128, [made])], [{"modules": ["classifier.1"]}])
 
     expected = fingerprint(of_two)
     for dtype in (*HALF, torch.float64):

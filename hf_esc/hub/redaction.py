@@ -86,12 +86,12 @@ def refuse_names(names: Iterable[str], values: Any, where: str, allowed: Collect
     """
     Raise a [`HubError`] if one of the names stands, as words, anywhere in nested values but in `allowed` texts.
 
-    Case, spaces, hyphens, underscores and a plural's s make no difference, and of a name such as "tench, Tinca tinca" each part is a
-    name.
+    Case, spaces, hyphens, underscores and a plural's s make no difference, and of a name such as "tench, Tinca tinca"
+    each part is a name.
     """
     for name in {part.strip() for whole in names for part in (whole, *whole.split(","))} - {""}:
-        if re.fullmatch(r"(redacted-)?\d+", name):  # a number says nothing, and stands everywhere
-            continue
+        if re.fullmatch(r"(redacted-)?\d+", name):
+            continue  # a number says nothing, and stands everywhere
         letters = r"[\s_\-]+".join(map(re.escape, re.split(r"[\s_\-]+", name)))
         word = re.compile(rf"(?<![^\W_]){letters}(e?s)?(?![^\W_])", re.IGNORECASE)
         for place, text in _texts(values, where):
