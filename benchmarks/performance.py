@@ -197,11 +197,11 @@ def remap_over_esc(runs: int) -> dict:
     columns = {"image_column": data.image_column, "label_column": data.label_column}
     sets = data.forget_set([1]), data.select(data.train, [1], keep=False).select(range(2210))
     forget, retain = (list(image_batches(rows, processor, batch_size=32, **columns)) for rows in sets)
-    bare = [{"pixel_values": batch["pixel_values"]} for batch in retain]
-    sites = find_sites(model, bare[0])
-    return compare(
-        lambda: remap(model, forget, bare, sites=sites), lambda: erase(model, [*forget, *retain], sites=sites), runs
+    bare, pictures = (
+        [{"pixel_values": batch["pixel_values"]} for batch in part] for part in (retain, forget + retain)
     )
+    sites = find_sites(model, bare[0])
+    return compare(lambda: remap(model, forget, bare, sites=sites), lambda: erase(model, pictures, sites=sites), runs)
 
 
 def peak_memory(rows: int) -> float:
