@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 
 from . import embedded
 from .errors import DataError, ForgetSetError, ImageError, LabelError
-from .labels import match_labels, model_label_names, resolve_labels
+from .labels import erased_labels, match_labels, model_label_names, resolve_labels
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "picture", "photo")
 # `coarse_label` is left out on purpose: CIFAR-100's twenty superclasses are never what a plain "label" means.
@@ -69,6 +69,20 @@ class ImageData:
         chosen = np.isin(np.asarray(split.with_format(None)[self.label_column]), list(labels))
         return split.select(np.flatnonzero(chosen if keep else ~chosen))
 
+    def batches(
+        self, split: Dataset, processor: Any, *, batch_size: int, num_workers: int = 0, num_channels: int = 3
+    ) -> Iterator[Batch]:
+        """[`image_batches`] of a split, with the data set's labels."""
+        return image_batches(
+            split,
+            processor,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_channels=num_channels,
+        )
+
     def forget_set(self, labels: Iterable[int]) -> Dataset:
         """
         The training images of these classes.
@@ -105,8 +119,7 @@ class ImageData:
                     f"which "
                     "numbers its classes otherwise. Use the name."
                 )
-        earlier = {label for record in getattr(config, "erasures", []) for label in record.get("label_ids") or ()}
-        if len({mapping[label] for label in labels} | earlier) == config.num_labels:
+        if len({mapping[label] for label in labels} | erased_labels(config)) == config.num_labels:
             raise LabelError(
                 f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. "
                 f"Delete "

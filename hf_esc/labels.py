@@ -25,6 +25,11 @@ def model_label_names(config) -> list[str] | None:
     return None if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
 
 
+def erased_labels(config) -> set[int]:
+    """The classes of a model that its ledger says were erased; none of a model without a ledger."""
+    return {label for record in getattr(config, "erasures", []) for label in record.get("label_ids") or ()}
+
+
 def redacted_name(label: int) -> str:
     """What stands in place of the name of class `label` where that may not be said."""
     return f"redacted-{label}"

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from .errors import LabelError
-from .labels import model_label_names
+from .labels import erased_labels, model_label_names
 from .loading import hub_origin
 from .version import __version__
 
@@ -54,7 +54,7 @@ def refuse_all_classes(config, labels: Iterable[int]) -> None:
     """
     Raise a [`LabelError`] where, with `labels` and what was erased before, no class of the model would be left.
     """
-    gone = set(labels).union(*(record.get("label_ids") or () for record in getattr(config, "erasures", [])))
+    gone = {*labels, *erased_labels(config)}
     if len(gone) == config.num_labels:
         raise LabelError(
             f"All {len(gone)} classes of the model are to be forgotten, which leaves nothing to keep. To forget "

@@ -62,3 +62,21 @@ def hf_esc(capsys, monkeypatch):
         return (ended.value.code or 0, *capsys.readouterr())
 
     return command
+
+
+@pytest.fixture(scope="module")
+def hub():
+    """A stand-in for the Hub, one for each file."""
+    from .hub import stand_in_hub
+
+    with stand_in_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def client(hub, tmp_path_factory):
+    """Runs a snippet in a fresh process whose Hub is `hub`; see `clients`."""
+    from .pushing import clients
+
+    with clients(hub, tmp_path_factory.mktemp("client")) as run:
+        yield run

@@ -2,20 +2,16 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
 import sys
-import textwrap
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from hf_esc import ESCModel
@@ -23,157 +19,14 @@ from hf_esc.evaluation.report import UnlearningReport
 from hf_esc.hub.card import BEGIN, END
 
 from . import test_card
-from .hub import TOKEN, Repo, card_errors, stand_in_hub
+from .hub import TOKEN, Repo, card_errors
 from .pictures import NAMES, picture
+from .pushing import ROOT, erased_vit, forget_set, put, report_of, tiny_vit
 from .test_checkpoints import WITHOUT_HF_ESC
-from .tiny import batches, images, quietly, tiny
+from .tiny import quietly, tiny
 
-ROOT = Path(__file__).parents[1]
 _MODELING = ROOT / "hf_esc" / "modeling_esc.py"
 OWN_CODE = sorted({Path(file).name for file in [_MODELING, *get_relative_import_files(_MODELING)]})
-
-# Runs each snippet in a fork of a process that has imported what it needs, and has asked nothing of the Hub yet.
-SERVER = """
-import contextlib, io, json, os, sys, traceback, warnings
-import evaluate, matplotlib.figure, torch
-from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-import hf_esc.cli, hf_esc.hub.push, hf_esc.hub.space, hf_esc.loading, hf_esc.verification, hf_esc.evaluation.report
-import hf_esc.visualization.retention, hf_esc.cli.report
-from hf_esc import ESCModel, erase
-from hf_esc.errors import HfEscError, HubError
-from hf_esc.evaluation.report import UnlearningReport
-from tests.tiny import batches, images, quietly
-EXTRA
-
-def command(*arguments):
-    sys.argv = ["hf-esc", *map(str, arguments)]
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            hf_esc.cli.main()
-        except SystemExit as ended:
-            return [ended.code or 0, out.getvalue(), err.getvalue()]
-
-def refused(call, *arguments, **options):
-    try:
-        call(*arguments, **options)
-    except HubError as error:
-        return str(error)
-
-for line in sys.stdin:
-    request = json.loads(line)
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        os.close(read)
-        reply = {"answer": None}
-        try:
-            names = {**globals(), **request["values"], "answer": None}
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                exec(request["code"], names)
-            reply = {"answer": names["answer"]}
-            json.dumps(reply)
-        except BaseException:
-            reply = {"error": traceback.format_exc()}
-        with os.fdopen(write, "w") as pipe:
-            json.dump(reply, pipe)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        reply = pipe.read()
-    os.waitpid(child, 0)
-    print(reply, flush=True)
-"""
-
-
-@contextmanager
-def clients(hub, home: Path, extra: str = ""):
-    """
-    A function that runs a snippet in a fresh process whose Hub is `hub`, and returns the `answer` that it sets.
-
-    Its names are those of `SERVER`, with values given by keyword.
-    """
-    home.mkdir(exist_ok=True)
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = hub.environment(home / "hub", PYTHONPATH=path, HF_HUB_DISABLE_PROGRESS_BARS="1")
-    code = SERVER.replace("EXTRA", extra)
-    with (home / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=home,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-
-    def run(code: str, **values):
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-        process.stdin.write(json.dumps({"code": textwrap.dedent(code), "values": values}) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        assert line, (home / "stderr").read_text()[-3000:]
-        reply = json.loads(line)
-        assert "error" not in reply, reply["error"][-3000:]
-        return reply["answer"]
-
-    try:
-        yield run
-    finally:
-        process.stdin.close()
-        process.wait(30)
-
-
-def tiny_vit(names=NAMES, seed=0) -> ViTForImageClassification:
-    """A random ViT (d = 8) with its image processor."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-        config = ViTConfig(**sizes, image_size=16, patch_size=8, id2label=dict(enumerate(names)))
-        model = ViTForImageClassification(config).eval()
-    model.image_processor = ViTImageProcessor(size={"height": 16, "width": 16})
-    return model
-
-
-def forget_set(label: int = 1):
-    """Batches of a class; random pictures."""
-    return [{**batch, "labels": torch.full((16,), label)} for batch in batches(images(16))]
-
-
-def erased_vit(label: int = 1, names=NAMES, **options):
-    model = tiny_vit(names)
-    erased = quietly(model, forget_set(label), **{"rank": 1} | options)
-    erased.image_processor = model.image_processor
-    return erased
-
-
-def report_of(model, **changes) -> UnlearningReport:
-    last = model.config.erasures[-1]
-    fingerprints = {"projection_sha256": last["projection_sha256"], "weights_sha256": last["base_sha256"]}
-    return test_card.report(**fingerprints, **changes)
-
-
-def put(hub, repo_id: str, folder: Path | None = None, **files: str) -> Repo:
-    """A repository with the files of a folder, and others."""
-    hub.repos["model", repo_id] = repo = Repo(repo_id)
-    held = {path.name: path.read_bytes() for path in sorted(folder.iterdir())} if folder is not None else {}
-    repo.commit(
-        "main", "by hand", {".gitattributes": b"", **held, **{name: text.encode() for name, text in files.items()}}
-    )
-    return repo
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with stand_in_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with clients(hub, tmp_path_factory.mktemp("client")) as run:
-        yield run
 
 
 @pytest.fixture(scope="module")

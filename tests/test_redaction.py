@@ -22,25 +22,13 @@ from hf_esc.hub.redaction import (
 )
 from hf_esc.labels import match_labels, redacted_name
 
-from .hub import card_errors, stand_in_hub
+from .hub import card_errors
 from .pictures import labelled, picture
-from .test_push import clients, erased_vit, forget_set, put, report_of
+from .pushing import erased_vit, forget_set, put, report_of
 from .tiny import quietly
 
 # One of them is forgotten, and its name is a word of no other.
 NAMES = ["cat", "Blue Heron", "bird", "fish"]
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with stand_in_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with clients(hub, tmp_path_factory.mktemp("client")) as run:
-        yield run
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,8 @@ from hf_esc.loading import load_classifier
 from hf_esc.projection import LowRankFactor, MaskedFactor, Projection
 from hf_esc.verification import verify
 
-from .hub import stand_in_hub
+from .pushing import erased_vit, forget_set, put, tiny_vit
 from .test_checkpoints import with_factors
-from .test_push import clients, erased_vit, forget_set, put, tiny_vit
 from .tiny import quietly, tiny
 
 CHECKS = ["erased model", "projection", "ledger", "weights", "base", "code"]
@@ -324,18 +323,6 @@ def test_weights_that_were_cut_off_do_not_verify(copied):
 
 
 # Where it came from.
-
-
-@pytest.fixture(scope="module")
-def hub():
-    with stand_in_hub() as hub:
-        yield hub
-
-
-@pytest.fixture(scope="module")
-def client(hub, tmp_path_factory):
-    with clients(hub, tmp_path_factory.mktemp("client")) as run:
-        yield run
 
 
 ERASE = """

@@ -179,10 +179,11 @@ def erase(
 def _retain_set(name: str | None, data, labels: list[int], config):
     """The pictures for the bank: those of a data set of their own, or what is neither forgotten now nor was before."""
     from ..data import load_pictures
+    from ..labels import erased_labels
 
     if name is not None:
         return load_pictures(name)
-    earlier = {i for record in getattr(config, "erasures", []) for i in record.get("label_ids") or ()}
+    earlier = erased_labels(config)
     gone = {label for label, there in enumerate(data.labels_in(config)) if there in earlier}
     return data.select(data.train, {*labels, *gone}, keep=False)
 

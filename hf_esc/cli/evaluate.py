@@ -92,6 +92,7 @@ def evaluate(
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
     from ..data import image_channels, load_images
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
+    from ..labels import erased_labels
     from ..loading import load_classifier, load_processor
     from ..modeling_esc import ESCModel
 
@@ -141,7 +142,7 @@ def evaluate(
                 return run(inputs)
 
         columns = {"original": original, "erased": run}
-        erased = {label for record in classifier.config.erasures for label in record.get("label_ids") or ()}
+        erased = erased_labels(classifier.config)
         labels = [label for label, there in enumerate(mapping) if there in erased]
     if forget:
         labels = data.resolve(forget, classifier.config)
@@ -172,7 +173,9 @@ def _named(forget: list[str] | None, data: Any, model: Any) -> list[int] | None:
     """The data set's classes that `--forget` means, or None for those of the ledger."""
     if forget:
         return data.resolve(forget, model.config)
-    if not any(record.get("label_ids") for record in getattr(model.config, "erasures", [])):
+    from ..labels import erased_labels
+
+    if not erased_labels(model.config):
         raise LabelError("Which classes should the model have forgotten? It does not say; name them with --forget.")
     return None
 

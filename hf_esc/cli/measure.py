@@ -15,9 +15,10 @@ def before_and_after(
     """The accuracies of both, on the same images; what an earlier request erased is neither forgotten nor retained."""
     from ..data import image_channels
     from ..evaluation.accuracy import evaluate_accuracies, model_classifier
+    from ..labels import erased_labels
 
     mapping = data.labels_in(original.config)
-    earlier = {i for record in getattr(original.config, "erasures", []) for i in record.get("label_ids") or ()}
+    earlier = erased_labels(original.config)
     measured = evaluate_accuracies(
         {"before": model_classifier(original), "after": model_classifier(erased)},
         data,

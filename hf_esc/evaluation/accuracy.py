@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data import ImageData, image_batches
+from ..data import ImageData
 from ..features import model_inputs
 from ..outputs import logits_of
 
@@ -94,14 +94,8 @@ def evaluate_accuracies(
             for name in classifiers:
                 shares[name][split_name] = (None, None)
             continue
-        batches = image_batches(
-            split,
-            processor,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            num_channels=num_channels,
+        batches = data.batches(
+            split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=num_channels
         )
         total = -(-len(split) // batch_size)
         for name, share in _count(

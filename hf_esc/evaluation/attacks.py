@@ -17,7 +17,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data import Batch, ImageData, image_batches, image_channels
+from ..data import Batch, ImageData, image_channels
 from ..errors import DataError, ProbeError
 from ..features import model_inputs
 from ..outputs import logits_of
@@ -186,14 +186,8 @@ def finetune(
         raise DataError(f"{data.name!r} has no test split, and what comes back can only be told on test images.")
 
     def batches(split) -> Iterator[Batch]:
-        yield from image_batches(
-            split,
-            processor,
-            image_column=data.image_column,
-            label_column=data.label_column,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            num_channels=image_channels(model.config),
+        yield from data.batches(
+            split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=image_channels(model.config)
         )
 
     # A copy does not know that its projection is switched off here and now.

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data import ImageData, image_batches, image_channels, picture_batch
+from ..data import ImageData, image_channels, picture_batch
 from ..errors import DataError
 from ..features import model_inputs, stream_features
 from ..fingerprints import weights_sha256
@@ -136,14 +136,8 @@ def _compute(
     num_workers: int,
     hidden: bool,
 ) -> SplitFeatures:
-    batches = image_batches(
-        split,
-        processor,
-        image_column=data.image_column,
-        label_column=data.label_column,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        num_channels=image_channels(model.config),
+    batches = data.batches(
+        split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=image_channels(model.config)
     )
     bar = logging.tqdm(batches, total=-(-len(split) // batch_size), desc=f"Features, {title}", unit="batch")
     features, logits, labels, states = [], [], [], []

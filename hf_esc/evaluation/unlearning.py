@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.utils import logging
 from ..data import ImageData
 from ..errors import DataError, LabelError, ModelError, ProbeError
 from ..fingerprints import weights_sha256
+from ..labels import erased_labels
 from ..ledger import label_names
 from ..loading import load_processor
 from ..sites import evaluating
@@ -113,24 +114,19 @@ def evaluate_unlearning(
         raise ProbeError("`seeds` is empty: a probe needs one.")
     if data.test is None:
         raise DataError(f"{data.name!r} has no test split, and what a probe reads can only be told on test images.")
-    own_processors = processor is None
-    processor = processor if processor is not None else load_processor(model)
     gone_labels = _forget_labels(model, data, forget_labels, forget_indices)
     _check_images(model, data, gone_labels)
     # A class that was erased and is not asked for is neither forgotten nor retained.
-    left_out = sorted(_erased_labels(model) - set(gone_labels)) if forget_indices is None else []
-    columns = _columns(model, dict(references or {}), data)
-    processors = dict.fromkeys(columns, processor)
-    if own_processors:
-        processors |= {name: _own_processor(network, processor) for name, network in (references or {}).items()}
+    left_out = sorted(erased_labels(model.config) - set(gone_labels)) if forget_indices is None else []
+    columns = _columns(model, dict(references or {}), data, processor)
     folder = Path(feature_dir) if feature_dir is not None else None
 
-    def look(name: str, network: PreTrainedModel, projected: bool, hidden: bool) -> ModelFeatures:
-        with evaluating(network), projection(network, on=projected):
+    def look(name: str, column: _Column, *, hidden: bool = False) -> ModelFeatures:
+        with evaluating(column.network), projection(column.network, on=column.projected):
             found = model_features(
-                network,
+                column.network,
                 data,
-                processors[name.removesuffix("-stripped")],
+                column.processor,
                 name=name,
                 hidden=hidden,
                 folder=folder,
@@ -139,14 +135,34 @@ def evaluate_unlearning(
             )
         return ModelFeatures(found.train.without(left_out), found.test.without(left_out)) if left_out else found
 
-    def stripped(name: str) -> ModelFeatures:
-        network, projected = columns[name]
-        if network.config.model_type != "esc" or not projected:
-            return seen[name]
-        same = columns.get(ORIGINAL) == (network, False)
-        return seen[ORIGINAL] if same else look(f"{name}-stripped", network, False, False)
+    seen = {name: look(name, column, hidden="hidden_layers" in attacks) for name, column in columns.items()}
 
-    seen = {name: look(name, *column, "hidden_layers" in attacks) for name, column in columns.items()}
+    def attacked(attack: AttackName, name: str, parts: tuple[Part, Part]) -> AttackResult | None:
+        column, gone_train, gone_test = columns[name], parts[0][2], parts[1][2]
+        if attack == "strip":
+            bare = replace(column, projected=False)
+            # A network without a projection, or with it off, was seen so already; so was, mostly, the original.
+            seen_bare = name if not column.is_erased else ORIGINAL if columns.get(ORIGINAL) == bare else None
+            return strip(seen[seen_bare] if seen_bare else look(f"{name}-stripped", bare), gone_test)
+        if attack == "hidden_layers":
+            return hidden_layers(seen[name], gone_train, gone_test)
+        if attack == "knn":
+            return nearest_neighbours(*parts)
+        if attack == "few_shot":
+            return few_shot(*parts, seed=seeds[0])
+        if name == RANDOM:  # there is nothing to bring back
+            return None
+        return finetune(
+            column.network,
+            data,
+            column.processor,
+            gone_labels,
+            left_out=left_out,
+            projected=column.projected,
+            num_workers=num_workers,
+            seed=seeds[0],
+        )
+
     results: dict[str, ModelResult] = {}
     bar = logging.tqdm(total=len(columns) * (len(chosen) + len(attacks)), desc="Probes and attacks", unit="probe")
     for name, features in seen.items():
@@ -161,25 +177,9 @@ def evaluate_unlearning(
             points = retention_curve(
                 train.features, train.labels, test.features, test.labels, gone_labels, seeds=seeds, device=device
             )
-        attacked: dict[str, AttackResult | None] = {}
+        attempts: dict[str, AttackResult | None] = {}
         for attack in (attack for attack in ATTACKS if attack in attacks):
-            attacked[attack] = None
-            network, projected = columns[name]
-            if attack == "strip":
-                attacked[attack] = strip(stripped(name), parts[1][2])
-            elif attack == "finetune" and name != RANDOM:
-                attacked[attack] = finetune(
-                    network,
-                    data,
-                    processors[name],
-                    gone_labels,
-                    left_out=left_out,
-                    projected=projected,
-                    num_workers=num_workers,
-                    seed=seeds[0],
-                )
-            elif attack in ("hidden_layers", "knn", "few_shot"):
-                attacked[attack] = _attack_on_features(attack, features, parts, seeds[0])
+            attempts[attack] = attacked(attack, name, parts)
             bar.update()
         results[name] = ModelResult(
             accuracies=_head(features, parts),
@@ -187,7 +187,7 @@ def evaluate_unlearning(
             curve=points,
             membership=_membership(features, parts, seeds),
             zrf=_zrf(features, seen[RANDOM], parts),
-            attacks=attacked or None,
+            attacks=attempts or None,
         )
     bar.close()
     gone_train, gone_test = (part[2] for part in _parts(seen[MODEL], gone_labels, forget_indices))
@@ -240,7 +240,7 @@ def _forget_labels(model, data: ImageData, forget_labels, forget_indices) -> lis
             raise LabelError(f"There are no classes {wrong} in {data.name!r}, which has {len(mapping)}.")
         labels = list({mapping[int(label)] for label in forget_labels})
     else:
-        erased = _erased_labels(model)
+        erased = erased_labels(model.config)
         labels = [label for label in mapping if label in erased]
     if not labels:
         raise LabelError("Which classes should the model have forgotten? It does not say; name them.")
@@ -255,11 +255,6 @@ def _fingerprint(model) -> str | None:
     return ledger[-1].get("projection_sha256") if ledger else None
 
 
-def _erased_labels(model) -> set[int]:
-    """The classes in the model's ledger."""
-    return {i for record in getattr(model.config, "erasures", []) for i in record.get("label_ids") or ()}
-
-
 def _check_images(model, data: ImageData, labels: list[int]) -> None:
     """Raise unless each of these classes has training and test images."""
     mapping = data.labels_in(model.config)
@@ -270,34 +265,60 @@ def _check_images(model, data: ImageData, labels: list[int]) -> None:
             raise ProbeError(f"There is no {what} image of the forgotten classes {names}: nothing can be said.")
 
 
-def _own_processor(network, default: Any) -> Any:
-    """The image processor of a reference, which may be of another size or normalisation."""
-    try:
-        return load_processor(network)
-    except ModelError:
-        return default
+@dataclass(frozen=True)
+class _Column:
+    """
+    A network of the report.
+
+    Args:
+        network (`PreTrainedModel`): The network.
+        processor: Its image processor.
+        projected (`bool`): Whether its projection is on, which matters for an erased model alone.
+    """
+
+    network: Any
+    processor: Any
+    projected: bool = True
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether there is a projection, and it is on."""
+        return self.projected and self.network.config.model_type == "esc"
 
 
-def _columns(model, references: dict[str, Any], data: ImageData) -> dict[str, tuple[Any, bool]]:
-    """Networks by name, and whether the projection is on, which matters for an erased model alone."""
+def _columns(model, references: dict[str, Any], data: ImageData, processor: Any) -> dict[str, _Column]:
+    """The networks of a report by name, in its order."""
     if MODEL in references:
         raise ModelError(f"{MODEL!r} is the name of the model under test. Call the reference something else.")
-    columns: dict[str, tuple[Any, bool]] = {MODEL: (model, True)}
+    own = processor if processor is not None else load_processor(model)
+
+    def reference(network: Any) -> _Column:
+        """A reference, with an image processor of its own where it has one and none was given for all."""
+        if processor is not None:
+            return _Column(network, processor)
+        try:
+            return _Column(network, load_processor(network))
+        except ModelError:
+            return _Column(network, own)
+
+    columns = {MODEL: _Column(model, own)}
     if ORIGINAL in references:
-        columns[ORIGINAL] = (references.pop(ORIGINAL), True)
+        columns[ORIGINAL] = reference(references.pop(ORIGINAL))
     elif model.config.model_type == "esc":
-        columns[ORIGINAL] = (model, False)
+        columns[ORIGINAL] = _Column(model, own, projected=False)
     if RETRAIN in references:
-        columns[RETRAIN] = (references.pop(RETRAIN), True)
-    columns |= {name: (network, True) for name, network in references.items()}
-    columns.setdefault(RANDOM, (random_network(model), True))
-    for name, (network, _) in columns.items():
-        if network.config.num_labels != model.config.num_labels:
+        columns[RETRAIN] = reference(references.pop(RETRAIN))
+    columns |= {name: reference(network) for name, network in references.items()}
+    if RANDOM not in columns:
+        columns[RANDOM] = _Column(random_network(model), own)
+    for name, column in columns.items():
+        config = column.network.config
+        if config.num_labels != model.config.num_labels:
             raise ModelError(
-                f"The reference {name!r} has {network.config.num_labels} classes, and the model has "
+                f"The reference {name!r} has {config.num_labels} classes, and the model has "
                 f"{model.config.num_labels}. A retrained model keeps the class that it has never seen."
             )
-        if data.labels_in(network.config) != data.labels_in(model.config):
+        if data.labels_in(config) != data.labels_in(model.config):
             raise ModelError(
                 f"The reference {name!r} numbers its classes otherwise than the model, and what they say could not be "
                 "compared. Put its head and `id2label` in the model's order."
@@ -347,15 +368,6 @@ def _retention(parts: tuple[Part, Part], probe: ProbeName, seeds: Sequence[int],
         runs=len(runs),
         settings={key: value for key, value in runs[0].settings.items() if key != "seed"},
     )
-
-
-def _attack_on_features(
-    name: AttackName, features: ModelFeatures, parts: tuple[Part, Part], seed: int
-) -> AttackResult | None:
-    """The attacks for which what was seen in the one pass is all that it takes."""
-    if name == "hidden_layers":
-        return hidden_layers(features, parts[0][2], parts[1][2])
-    return nearest_neighbours(*parts) if name == "knn" else few_shot(*parts, seed=seed)
 
 
 def _membership(features: ModelFeatures, parts: tuple[Part, Part], seeds: Sequence[int]) -> MembershipInference | None:

@@ -13,7 +13,7 @@ from typing import Any
 from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
-from ..labels import redacted_name
+from ..labels import erased_labels, redacted_name
 
 
 def redacted_config(config: ESCConfig) -> ESCConfig:
@@ -24,7 +24,7 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
     Raises:
         HubError: If a name still stands somewhere else in it, such as in the base model's.
     """
-    gone = _forgotten_labels(config)
+    gone = erased_labels(config)
     copied = copy.deepcopy(config)
     part: Any
     for part in (copied, copied.base_config):
@@ -40,7 +40,7 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
 
 def redacted_report(report: UnlearningReport, config: ESCConfig) -> UnlearningReport:
     """The same of a report; what it calls the model is left out, which can be a path."""
-    others = sorted(_forgotten_labels(config) - set(report.forget_labels))
+    others = sorted(erased_labels(config) - set(report.forget_labels))
     redacted = replace(
         report,
         model=type(config).model_type,
@@ -62,22 +62,18 @@ def refuse_in_files(config: ESCConfig, folder: Path, own: Collection[str]) -> No
             refuse_forgotten_names(config, file.read_text(encoding="utf-8"), name)
 
 
-def _forgotten_labels(config: ESCConfig) -> set[int]:
-    return {label for record in config.erasures for label in record.get("label_ids") or ()}
-
-
 def forgotten_names(config: ESCConfig) -> set[str]:
     """All names of the classes in the ledger: its own, and those in the labels, also of the classifier inside."""
     names = {str(name) for record in config.erasures for name in record.get("labels") or ()}
     for part in (config, config.base_config):
         by_number: Any = part.id2label or {}
-        names |= {str(by_number[label]) for label in _forgotten_labels(config) if label in by_number}
+        names |= {str(by_number[label]) for label in erased_labels(config) if label in by_number}
     return {name for name in names if not re.fullmatch(r"redacted-\d+|LABEL_\d+", name)}
 
 
 def refuse_forgotten_names(config: ESCConfig, values: Any, where: str) -> None:
     """[`refuse_names`] of the forgotten classes. Labels of the others may hold one: "Shirt", and "T-shirt"."""
-    gone = _forgotten_labels(config)
+    gone = erased_labels(config)
     others = {str(name) for label, name in (config.id2label or {}).items() if label not in gone}
     refuse_names(forgotten_names(config), values, where, others)
 
