@@ -347,11 +347,11 @@ def image_batches(
     Raises:
         ImageError: If an image cannot be read; its number and file are named.
     """
-    collate = _Collate(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
+    collate = ImageCollator(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
     # Transforms and formats are the user's, for training; what is erased are the images as they are.
     raw = dataset.with_format(None)
     if dataset.features is not None:
-        # Bytes are decoded in `_Collate`, where a broken one can be named.
+        # Bytes are decoded in `ImageCollator`, where a broken one can be named.
         raw = raw.cast_column(image_column, Image(decode=False))
     columns = [image_column] if label_column is None else [image_column, label_column]
     index, count = share
@@ -362,13 +362,13 @@ def image_batches(
         yield from islice(batches, index, None, count)
         return
     rows = [list(range(start, min(start + batch_size, len(raw)))) for start in range(0, len(raw), batch_size)]
-    source: Any = _Numbered(raw.select_columns(columns))
+    source: Any = NumberedRows(raw.select_columns(columns))
     yield from DataLoader(
         source, batch_sampler=rows[index::count], collate_fn=collate, num_workers=num_workers, generator=own
     )
 
 
-class _Numbered(torch.utils.data.Dataset):
+class NumberedRows(torch.utils.data.Dataset):
     """Rows with their number, fetched a batch at a time."""
 
     def __init__(self, rows: Dataset):
@@ -389,7 +389,7 @@ class _NumberedStream(torch.utils.data.IterableDataset):
         return enumerate(self.rows)
 
 
-class _Collate:
+class ImageCollator:
     """Numbered rows to a batch of tensors."""
 
     def __init__(self, processor, image_column: str, label_column: str | None, mode: str):

@@ -53,6 +53,10 @@ class MetricError(HfEscError, ValueError):
     """Logits, losses, labels or numbers that a metric cannot be computed from."""
 
 
+class DivergenceError(HfEscError, ArithmeticError):
+    """A training whose loss or weights are no longer finite."""
+
+
 class OptionError(HfEscError, ValueError):
     """Options of a command that do not go together, or a value that an option does not take."""
 

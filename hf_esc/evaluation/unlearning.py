@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data import ImageData
@@ -23,6 +23,7 @@ from ..fingerprints import weights_sha256
 from ..labels import erased_labels
 from ..ledger import label_names
 from ..loading import load_processor
+from ..random_network import RANDOM_SEED, random_network
 from ..sites import evaluating
 from ..version import __version__
 from .attacks import (
@@ -45,7 +46,6 @@ from .zrf import zero_retrain_forgetting
 
 # Names of columns, in the order of a report.
 MODEL, ORIGINAL, RETRAIN, RANDOM = "model", "original", "retrain", "random"
-RANDOM_SEED = 0
 
 
 def evaluate_unlearning(
@@ -166,29 +166,28 @@ def evaluate_unlearning(
     results: dict[str, ModelResult] = {}
     bar = logging.tqdm(total=len(columns) * (len(chosen) + len(attacks)), desc="Probes and attacks", unit="probe")
     for name, features in seen.items():
-        parts = _parts(features, gone_labels, forget_indices)
-        retentions: dict[str, Retention] = {}
-        for probe in chosen:
-            retentions[probe] = _retention(parts, probe, seeds, device)
-            bar.update()
-        points = None
+        result = measure(
+            features,
+            seen[RANDOM],
+            gone_labels,
+            forget_indices=forget_indices,
+            probes=chosen,
+            seeds=seeds,
+            device=device,
+            done=bar.update,
+        )
         if curve and forget_indices is None:
             train, test = features.train, features.test
             points = retention_curve(
                 train.features, train.labels, test.features, test.labels, gone_labels, seeds=seeds, device=device
             )
+            result = replace(result, curve=points)
+        parts = _parts(features, gone_labels, forget_indices)
         attempts: dict[str, AttackResult | None] = {}
         for attack in (attack for attack in ATTACKS if attack in attacks):
             attempts[attack] = attacked(attack, name, parts)
             bar.update()
-        results[name] = ModelResult(
-            accuracies=_head(features, parts),
-            retention=retentions,
-            curve=points,
-            membership=_membership(features, parts, seeds),
-            zrf=_zrf(features, seen[RANDOM], parts),
-            attacks=attempts or None,
-        )
+        results[name] = replace(result, attacks=attempts or None)
     bar.close()
     gone_train, gone_test = (part[2] for part in _parts(seen[MODEL], gone_labels, forget_indices))
     return UnlearningReport(
@@ -210,17 +209,39 @@ def evaluate_unlearning(
     )
 
 
-def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
-    """A randomly initialised network of the architecture of `model`, of what is inside an [`ESCModel`]."""
-    base = model.model if model.config.model_type == "esc" else model
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            network = type(base)._from_config(base.config)
-        except (AttributeError, TypeError):
-            network = AutoModelForImageClassification.from_config(base.config)
-    first = next(model.parameters())
-    return network.to(first.device, first.dtype).eval()
+def measure(
+    features: ModelFeatures,
+    random: ModelFeatures,
+    forget_labels: Sequence[int],
+    *,
+    forget_indices: Sequence[int] | None = None,
+    probes: Sequence[ProbeName] = ("paper", "converged"),
+    seeds: Sequence[int] = (0, 1, 2),
+    device: torch.device | str | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> ModelResult:
+    """
+    One column of [`evaluate_unlearning`], of a network whose features are at hand, without curve and attacks.
+
+    Args:
+        features, random ([`ModelFeatures`]): Of the network, and of a randomly initialised one.
+        forget_labels (`Sequence[int]`): The model's classes that were to be forgotten.
+        forget_indices, probes, seeds, device: As there.
+        done (`Callable`): Called after each probe.
+    """
+    parts = _parts(features, list(forget_labels), forget_indices)
+    retentions: dict[str, Retention] = {}
+    for probe in probes:
+        retentions[probe] = _retention(parts, probe, seeds, device)
+        done()
+    return ModelResult(
+        accuracies=_head(features, parts),
+        retention=retentions,
+        curve=None,
+        membership=_membership(features, parts, seeds),
+        zrf=_zrf(features, random, parts),
+        attacks=None,
+    )
 
 
 def _forget_labels(model, data: ImageData, forget_labels, forget_indices) -> list[int]:

@@ -1,0 +1,64 @@
+"""Every method behind one call: from a model and images to a model that has forgotten, and seconds."""
+
+import tempfile
+import time
+import warnings
+from dataclasses import fields
+from typing import Any
+
+import transformers
+from transformers import PreTrainedModel
+
+from hf_esc import ESCTTrainer, ESCTTrainingArguments, erase
+from hf_esc.errors import IncompleteErasureWarning
+from hf_esc.remapping import remap
+from hf_esc.unlearning import METHODS, fisher_forgetting
+
+QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+CLOSED_FORMS = ("esc", "remap", "fisher")
+# What each method reads of the images. The paper compares ESC with those that do without retain images.
+RETAIN_DATA = {"remap", "fisher", *(name for name, trainer in METHODS.items() if trainer.uses_retain)}
+
+
+def known_settings(method: str) -> set[str]:
+    """The settings that a method of the benchmark takes."""
+    if method in METHODS:
+        return {field.name for field in fields(METHODS[method].arguments)}
+    if method == "esc-t":
+        return {field.name for field in fields(ESCTTrainingArguments)}
+    return {
+        "esc": {"p", "rank", "per_class"},
+        "remap": {"bank_size", "threshold"},
+        "fisher": {"alpha", "floor", "zero_head_rows", "num_images", "batch_size", "scenario"},
+    }[method]
+
+
+def forget(
+    method: str, model: PreTrainedModel, forget_set, retain_set, processor, settings: dict[str, Any], seed: int
+) -> tuple[PreTrainedModel, float]:
+    """
+    The model that has forgotten, and the seconds that took: images are read and preprocessed within them, and the
+    loading of the model is not.
+    """
+    if unknown := set(settings) - known_settings(method):
+        raise ValueError(f"{method} has no settings {sorted(unknown)}.")
+    common = {"processor": processor, "image_column": "image", "label_column": "label"}
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
+        warnings.simplefilter("ignore", IncompleteErasureWarning)  # it is in the numbers
+        start = time.perf_counter()
+        if method == "esc":
+            found = erase(model, forget_set, **settings, **common)
+        elif method == "remap":
+            found = remap(model, forget_set, retain_set, seed=seed, **settings, **common)
+        elif method == "fisher":
+            found = fisher_forgetting(model, forget_set, retain_set, seed=seed, **settings, **common)
+        else:
+            trainer = ESCTTrainer if method == "esc-t" else METHODS[method]
+            arguments = ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
+            args = arguments(scratch, seed=seed, **QUIET, **settings)
+            sets = [forget_set, retain_set] if method in RETAIN_DATA else [forget_set]
+            run = trainer(model, args, *sets, processing_class=processor, image_column="image", label_column="label")
+            run.remove_callback(transformers.PrinterCallback)
+            run.train()
+            found = run.erased_model if method == "esc-t" else run.model
+        return found.eval(), time.perf_counter() - start

@@ -1,0 +1,137 @@
+"""
+Learning rates for the methods that have one, with one budget for all: seven trials each, on validation images.
+
+    OMP_NUM_THREADS=1 python benchmarks/tune.py --model embedded/resnet
+
+Of each class a tenth of the embedded training images is held out. A method forgets the training images that are left
+and is judged by the harmonic mean of 100 - D_f and D_r on those that were held out; test images are not looked at.
+The first trials are powers of ten, from 1e-5 to 1e-1, and the last two are half a power on either side of the best.
+All other settings are the reference's. Fisher forgetting has the strength of its noise instead, from 1e-9 to 1e-5.
+
+Writes every trial into `benchmarks/results/tuning.json`; only what is missing is run.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import METHODS, RETAIN_DATA, forget
+from performance import setting
+from results import read, write
+from transformers import HfArgumentParser
+from transformers.utils import logging
+
+from hf_esc.data import ImageData, image_batches, load_images
+from hf_esc.errors import DivergenceError
+from hf_esc.evaluation.accuracy import harmonic_mean
+from hf_esc.features import model_inputs
+from hf_esc.loading import load_classifier, load_processor
+
+RESULTS = Path(__file__).parent / "results" / "tuning"
+COARSE = tuple(10.0**power for power in (-5, -4, -3, -2, -1))
+# Its learning rate is the original's recipe, and not a strength of forgetting.
+UNTUNED = {"retrain"}
+
+
+@dataclass
+class Arguments:
+    model: str = field(default="embedded/resnet", metadata={"help": "The model to tune for."})
+    forget: str = field(default="Trouser", metadata={"help": "The class to tune with."})
+    methods: list[str] = field(default_factory=list, metadata={"help": "These methods alone."})
+    without_retain: bool = field(default=False, metadata={"help": "Only methods that need no retain images."})
+
+
+def tuning_file(model: str) -> Path:
+    """Where the trials of a model are."""
+    return RESULTS / f"{model.split('/')[-1]}.json"
+
+
+def tuned_name(method: str) -> str:
+    """What is tuned."""
+    return "alpha" if method == "fisher" else "learning_rate"
+
+
+def split(data: ImageData, seed: int = 0) -> tuple[Any, Any]:
+    """Nine tenths of the training images of each class, and the tenth that is held out."""
+    labels = torch.tensor(data.train[data.label_column])
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels.unique():
+        rows = (labels == label).nonzero().flatten()
+        held[rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 10]]] = True
+    return data.train.select((~held).nonzero().flatten().tolist()), data.train.select(
+        held.nonzero().flatten().tolist()
+    )
+
+
+@torch.no_grad()
+def accuracies(model, images, gone: int, processor, data: ImageData) -> tuple[float, float]:
+    """Of the forgotten class and of the others, in %."""
+    right, labels = [], []
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
+    for batch in image_batches(images, processor, batch_size=100, **columns):
+        right.append(model(**model_inputs(model, batch)).logits.argmax(dim=1) == batch["labels"])
+        labels.append(batch["labels"])
+    found, mask = torch.cat(right).double(), torch.cat(labels) == gone
+    return 100 * found[mask].mean().item(), 100 * found[~mask].mean().item()
+
+
+def best(trials: list[dict[str, Any]]) -> float | None:
+    """The value with the highest mean, the smaller of two that are equal; None where all diverged."""
+    good = [trial for trial in trials if trial["hm"] is not None]
+    return min(good, key=lambda trial: (-trial["hm"], trial["value"]))["value"] if good else None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def main() -> None:
+    [arguments] = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    logging.disable_progress_bar()
+    data = load_images("embedded")
+    model = load_classifier(arguments.model, device="cpu")
+    file = tuning_file(arguments.model)
+    processor = load_processor(model)
+    [label] = data.resolve([arguments.forget], model.config)
+    train, held = split(data)
+    part = replace(data, train=train, test=None)
+    forget_set, retain_set = part.forget_set([label]), part.select(part.train, [label], keep=False)
+    names = [name for name in [*METHODS, "fisher"] if name not in UNTUNED]
+    names = [name for name in names if not arguments.methods or name in arguments.methods]
+    names = [name for name in names if not (arguments.without_retain and name in RETAIN_DATA)]
+    for method in names:
+        trials = read(file).get(method, {"trials": []})["trials"]
+
+        def trial(value: float, method=method, trials=trials) -> None:
+            if any(abs(done["value"] / value - 1) < 1e-2 for done in trials):
+                return
+            settings: dict[str, Any] = {tuned_name(method): value}
+            if method == "fisher":
+                settings["num_images"] = 500
+            row: dict[str, Any] = {"value": value, "forget": None, "retain": None, "hm": None}
+            try:
+                found, seconds = forget(method, model, forget_set, retain_set, processor, settings, seed=0)
+                gone, kept = accuracies(found, held, label, processor, data)
+                row |= {"forget": gone, "retain": kept, "hm": harmonic_mean(gone, kept), "seconds": seconds}
+            except DivergenceError as error:
+                row["error"] = str(error)
+            trials.append(row)
+            print(arguments.model, method, json.dumps(row), file=sys.stderr, flush=True)
+            entry = {"tuned": tuned_name(method), "best": best(trials), "forget": arguments.forget, "trials": trials}
+            write(file, read(file) | {method: entry | {"setting": setting(1)}})
+
+        coarse = [_rounded(rate * 1e-4) for rate in COARSE] if method == "fisher" else list(COARSE)
+        for value in coarse:
+            trial(value)
+        middle = best([done for done in trials if any(abs(done["value"] / rate - 1) < 1e-2 for rate in coarse)])
+        if middle is not None:
+            for factor in (10**-0.5, 10**0.5):
+                trial(_rounded(middle * factor))
+
+
+if __name__ == "__main__":
+    main()

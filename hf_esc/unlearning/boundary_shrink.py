@@ -1,0 +1,122 @@
+"""Boundary Shrink: forget images are taught the class on the other side of their nearest boundary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import ModelError, OptionError
+from ..features import model_inputs
+from ..outputs import logits_of
+from ..sites import evaluating
+from .trainer import Images, UnlearningTrainer
+from .training_args import UnlearningArguments
+
+
+@dataclass
+class BoundaryShrinkArguments(UnlearningArguments):
+    """
+    Reference settings: 10 epochs, learning rate 1e-5, epsilon 0.1.
+
+    Args:
+        epsilon (`float`, defaults to 0.1): Step of the attack, with pixels from 0 to 1.
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "The learning rate."})
+    num_train_epochs: float = field(default=10, metadata={"help": "Passes over the forget set."})
+    epsilon: float = field(default=0.1, metadata={"help": "Step of the attack, with pixels from 0 to 1."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < self.epsilon <= 1:
+            raise OptionError(f"`epsilon` is above 0 and up to 1, the range of pixels, not {self.epsilon}.")
+
+
+class BoundaryShrinkTrainer(UnlearningTrainer):
+    r"""
+    Boundary Shrink (BS), from forget images alone.
+
+    \[L = \mathrm{CE}(f(x), \hat y), \qquad \hat y = \arg\max_{c \ne y} f_0(x')_c, \qquad
+    x' = \mathrm{clip}_{[0, 1]}(x + \varepsilon\,\mathrm{sign}\,\nabla_x \mathrm{CE}(f_0(x), y))\]
+
+    with pixels x from 0 to 1: the step and the range go through the image processor's mean and standard deviation. An
+    attack that fails would teach y again, so y is left out of the argmax (with `mask="all"` each class in the forget
+    set). The attack is one on the original, so it is made once.
+
+    Source: Chen et al., arXiv 2303.11570 (CVPR 2023). Data: forget. Arguments: [`BoundaryShrinkArguments`], and those
+    of [`UnlearningTrainer`].
+
+    Raises:
+        ModelError: If the image processor says nothing of the pixels' range.
+    """
+
+    method = "boundary-shrink"
+    arguments = BoundaryShrinkArguments
+
+    def prepare(self) -> None:
+        """Attack each forget image once."""
+        low, high = pixel_range(self.processing_class, self.teacher)
+        targets, failed = [], 0
+        for batch in self.forget.batches(self.args.per_device_eval_batch_size):
+            labels = batch["labels"].to(self.args.device)
+            logits = self._attacked(model_inputs(self.teacher, batch["inputs"]), labels, low, high)
+            failed += int((logits.argmax(dim=1) == labels).sum())
+            targets.append(logits.masked_fill(self.forbidden(labels), float("-inf")).argmax(dim=1).cpu())
+        self.nearest = torch.cat(targets)
+        self.failed_attacks = failed / len(self.forget)
+
+    def _attacked(self, inputs: dict[str, Tensor], labels: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """The original's logits `(B, C)` for images one step up their loss."""
+        name = self.teacher.main_input_name
+        x = inputs[name].detach().requires_grad_(True)
+        low, high = (bound.to(x.device, x.dtype) for bound in (low, high))
+        with evaluating(self.teacher):
+            with torch.enable_grad():
+                logits = logits_of(self.teacher(**inputs | {name: x}), self.num_labels).float()
+                [gradient] = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), x)
+            with torch.no_grad():
+                step = self.args.epsilon * (high - low) * gradient.sign()
+                attacked = torch.minimum(torch.maximum(x + step, low), high)
+                return logits_of(self.teacher(**inputs | {name: attacked}), self.num_labels).float()
+
+    def unlearning_loss(self, model: nn.Module, forget: Images | None, retain: Images | None) -> Tensor:
+        assert forget is not None
+        logits = self.logits(model, forget)
+        return functional.cross_entropy(logits, self.nearest[forget["rows"].cpu()].to(logits.device))
+
+    def settings(self) -> dict[str, Any]:
+        """And how many attacks failed."""
+        return super().settings() | {"failed_attacks": self.failed_attacks}
+
+
+def pixel_range(processor: Any, model: Any) -> tuple[Tensor, Tensor]:
+    """
+    What black and white pixels are after an image processor, each `(channels or 1, 1, 1)`.
+
+    Raises:
+        ModelError: If there is no processor, or it normalises without saying how.
+    """
+    if processor is None:
+        raise ModelError(
+            f"{type(model).__name__} has no image processor, which tells what pixels from 0 to 1 are after "
+            "preprocessing. Give it as `processing_class`."
+        )
+    white = (
+        255 * float(getattr(processor, "rescale_factor", 1 / 255)) if getattr(processor, "do_rescale", True) else 255.0
+    )
+    bounds = torch.tensor([[0.0], [white]], dtype=torch.float64)  # (2, 1)
+    if getattr(processor, "do_normalize", False):
+        mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
+        if mean is None or std is None:
+            raise ModelError(f"{type(processor).__name__} normalises images, and has no `image_mean` or `image_std`.")
+        mean, std = (torch.as_tensor(value, dtype=torch.float64).reshape(1, -1) for value in (mean, std))
+        bounds = (bounds - mean) / std  # (2, channels)
+    low, high = bounds[:, :, None, None].float()
+    return low, high
+
+
+__all__ = ["BoundaryShrinkArguments", "BoundaryShrinkTrainer", "pixel_range"]
