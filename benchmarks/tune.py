@@ -114,9 +114,9 @@ def main() -> None:
                 settings["num_images"] = 500
             row: dict[str, Any] = {"value": value, "forget": None, "retain": None, "hm": None}
             try:
-                found, seconds = forget(method, model, forget_set, retain_set, processor, settings, seed=0)
+                found, spent = forget(method, model, forget_set, retain_set, processor, settings, seed=0)
                 gone, kept = accuracies(found, held, label, processor, data)
-                row |= {"forget": gone, "retain": kept, "hm": harmonic_mean(gone, kept), "seconds": seconds}
+                row |= {"forget": gone, "retain": kept, "hm": harmonic_mean(gone, kept), "seconds": spent["seconds"]}
             except DivergenceError as error:
                 row["error"] = str(error)
             trials.append(row)

@@ -53,6 +53,9 @@ class Arguments:
         default=False, metadata={"help": "Write the embedded part of the data set, train nothing."}
     )
     exclude: str = field(default="", metadata={"help": "A class name to train without: the Retrain reference."})
+    exclude_fraction: float = field(
+        default=0.0, metadata={"help": "Train without this share of the embedded images, drawn as the benchmark does."}
+    )
 
 
 @dataclass
@@ -143,11 +146,15 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     return {"accuracy": 100 * float((prediction.predictions.argmax(axis=1) == prediction.label_ids).mean())}
 
 
-def per_class(data: ImageData, split, count: int):
-    """The first `count` images of every class, in the order of the data set."""
+def chosen_per_class(data: ImageData, split, count: int) -> np.ndarray:
+    """The rows of the first `count` images of every class, in the order of the data set."""
     labels = np.asarray(split[data.label_column])
-    chosen = np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(data.num_labels)])
-    return split.select(np.sort(chosen))
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(data.num_labels)]))
+
+
+def per_class(data: ImageData, split, count: int):
+    """These images."""
+    return split.select(chosen_per_class(data, split, count))
 
 
 def main() -> None:
@@ -163,6 +170,8 @@ def main() -> None:
         train_part.to_parquet(output / "train.parquet")
         test_part.to_parquet(output / "test.parquet")
         return
+    if arguments.exclude and arguments.exclude_fraction:
+        raise SystemExit("A reference is trained without a class or without some images, not both.")
     names = data.label_names
     if names is None:
         raise SystemExit("The data set has no label names.")
@@ -173,6 +182,11 @@ def main() -> None:
     train = data.train
     if arguments.exclude:
         train = data.select(train, [names.index(arguments.exclude)], keep=False)
+    if arguments.exclude_fraction:
+        embedded = chosen_per_class(data, data.train, TRAIN_IMAGES_PER_CLASS)
+        order = torch.randperm(len(embedded), generator=torch.Generator().manual_seed(0)).numpy()
+        gone = embedded[order[: round(arguments.exclude_fraction * len(embedded))]]
+        train = train.select(np.setdiff1d(np.arange(len(train)), gone))
     trainer = AugmentingTrainer(
         model=model,
         args=training,
@@ -193,7 +207,9 @@ def main() -> None:
     processor.save_pretrained(final)
     log = {
         "command": f"examples/train_embedded.py --dataset {Path(arguments.dataset).name} "
-        f"--architecture {arguments.architecture}" + (f" --exclude {arguments.exclude}" if arguments.exclude else ""),
+        f"--architecture {arguments.architecture}"
+        + (f" --exclude {arguments.exclude}" if arguments.exclude else "")
+        + (f" --exclude_fraction {arguments.exclude_fraction}" if arguments.exclude_fraction else ""),
         "train_images": len(train),
         "parameters": model.num_parameters(),
         "accuracy": scores,

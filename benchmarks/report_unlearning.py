@@ -1,0 +1,283 @@
+"""The tables and figures of the experiments of `run.py`, from `benchmarks/results/experiments/`."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, median, pstdev
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+NAMES = {
+    "original": "Original",
+    "retrain": "Retrain",
+    "random": "Random network",
+    "esc": "ESC",
+    "esc-t": "ESC-T",
+    "remap": "Remap",
+    "delete": "DELETE",
+    "neg-grad": "NegGrad",
+    "random-label": "Random labels",
+    "boundary-shrink": "Boundary Shrink",
+    "lau": "LAU",
+    "finetune": "Finetune",
+    "l1-sparse": "ℓ1-sparse",
+    "scrub": "SCRUB",
+    "salun": "SalUn",
+    "neg-grad-plus": "NegGrad+",
+    "bad-teacher": "Bad teacher",
+    "fisher": "Fisher",
+}
+REFERENCES = ("original", "retrain", "random")
+# What a row trains on or looks at besides the images to forget.
+READS_RETAIN = ("remap", "finetune", "l1-sparse", "scrub", "salun", "neg-grad-plus", "bad-teacher", "fisher")
+Row = dict[str, Any]
+
+
+def rows_of(experiment: str) -> list[Row]:
+    file = RESULTS / "experiments" / f"{experiment}.json"
+    return list(json.loads(file.read_text())["rows"].values()) if file.exists() else []
+
+
+def labels_of(rows: Iterable[Row]) -> list[str]:
+    """Labels of methods in the order of `NAMES`, and then of the file."""
+    found = list(dict.fromkeys(row["label"] for row in rows))
+    return [name for name in NAMES if name in found] + [name for name in found if name not in NAMES]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def average(rows: Iterable[Row], pick: Callable[[Row], float | None], digits: int = 1, *, spread: bool = False) -> str:
+    """The mean of what there is, and how far it spreads."""
+    values = [value for row in rows if "error" not in row and (value := pick(row)) is not None]
+    if not values:
+        return "-"
+    shown = f"{mean(values):.{digits}f}"
+    return f"{shown} ± {pstdev(values):.{digits}f}" if spread and len(values) > 1 else shown
+
+
+def head(key: str) -> Callable[[Row], float | None]:
+    return lambda row: row["accuracies"][key]
+
+
+def probe(name: str, key: str) -> Callable[[Row], float | None]:
+    return lambda row: row["retention"][name][key]
+
+
+SIX = ("forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test")
+SIX_TITLES = ["D_f", "D_r", "D_ft", "D_rt", "HM", "HM_t"]
+
+
+def _title(label: str) -> str:
+    return NAMES.get(label, label)
+
+
+def _runs(rows: list[Row]) -> str:
+    classes = len({tuple(row["request"]) for row in rows})
+    seeds = len({row["seed"] for row in rows})
+    return f"{classes} × {seeds}"
+
+
+def table1(experiment: str) -> str:
+    """What the head says."""
+    rows = rows_of(experiment)
+    lines = []
+    for label in labels_of(rows):
+        own = [row for row in rows if row["label"] == label]
+        reads = "" if label in REFERENCES else "forget + retain" if label in READS_RETAIN else "forget"
+        worst = max((row["accuracies"]["forget_test"] for row in own if "error" not in row), default=None)
+        cells = [average(own, head(key)) for key in SIX]
+        cells += [average(own, lambda row: row["membership"]), "-" if worst is None else f"{worst:.1f}"]
+        lines.append([_title(label), reads, _runs(own), *cells])
+    header = ["method", "images", "classes × seeds", *SIX_TITLES, "MIA", "largest D_ft"]
+    return table(header, lines)
+
+
+def table1_probes(experiment: str) -> str:
+    """What the features say, by the paper's probe and by one that is trained to the end."""
+    rows = rows_of(experiment)
+    lines = []
+    for label in labels_of(rows):
+        own = [row for row in rows if row["label"] == label]
+        cells = [average(own, probe("paper", key)) for key in SIX]
+        cells += [average(own, probe("converged", key)) for key in ("forget_test", "retain_test", "hm_test")]
+        lines.append([_title(label), *cells])
+    header = ["method", *(f"paper: {title}" for title in SIX_TITLES), "converged: D_ft", "D_rt", "HM_t"]
+    return table(header, lines)
+
+
+def misses(experiment: str, most: float = 10, points: float = 5) -> str:
+    """Which of the methods leave more than `most` % of the training images, or cost more than `points` of the rest."""
+    rows = rows_of(experiment)
+    before = {tuple(row["request"]): row["accuracies"] for row in rows if row["label"] == "original"}
+    lines = []
+    for label in labels_of(rows):
+        if label in REFERENCES:
+            continue
+        for request, original in before.items():
+            own = [row for row in rows if row["label"] == label and tuple(row["request"]) == request]
+            good = [row for row in own if "error" not in row]
+            if own and not good:
+                lines.append([_title(label), ", ".join(request), "diverged", "", "", ""])
+            if not good:
+                continue
+            left = mean(row["accuracies"]["forget_train"] for row in good)
+            lost = original["retain_test"] - mean(row["accuracies"]["retain_test"] for row in good)
+            if left > most or lost > points:
+                why = [f"D_f above {most:g} %"] * (left > most) + [f"D_rt down by more than {points:g}"] * (
+                    lost > points
+                )
+                lines.append([_title(label), ", ".join(request), f"{left:.1f}", f"{-lost:+.1f}", " and ".join(why)])
+    if not lines:
+        return (
+            f"None: every method leaves at most {most:g} % of the forget images, and costs at most {points:g} points."
+        )
+    return table(["method", "class", "D_f", "change of D_rt", "missed"], lines)
+
+
+def seconds_of(experiment: str) -> dict[str, float]:
+    """The median of each method."""
+    rows = [row for row in rows_of(experiment) if row["label"] not in REFERENCES and "error" not in row]
+    return {label: median(r["seconds"] for r in rows if r["label"] == label) for label in labels_of(rows)}
+
+
+def times(experiment: str) -> str:
+    """The rank of each method by its time, and how many times ESC's it is."""
+    seconds = seconds_of(experiment)
+    lines = [
+        [str(rank), _title(label), f"{value:.2f}", f"{value / seconds['esc']:.1f}"]
+        for rank, (label, value) in enumerate(sorted(seconds.items(), key=lambda item: item[1]), start=1)
+    ]
+    return table(["rank", "method", "seconds", "times ESC's"], lines)
+
+
+def fastest(experiment: str) -> str:
+    """By how much ESC is ahead of the fastest of the others, as the paper has it for LAU."""
+    seconds = seconds_of(experiment)
+    own = seconds.pop("esc")
+    label = min(seconds, key=lambda name: seconds[name])
+    return (
+        f"ESC takes {own:.2f} s, reading the images and the pass over them included. The fastest of the others is "
+        f"{_title(label)} with {seconds[label]:.2f} s, {seconds[label] / own:.1f} times ESC's; LAU takes "
+        f"{seconds['lau'] / own:.1f} times as long. The ESC paper reports 9.17 times for LAU on its own models and "
+        "hardware."
+    )
+
+
+def table2() -> str:
+    """ESC with other shares of directions."""
+    rows = rows_of("table2")
+    lines = []
+    for label in labels_of(rows):
+        own = [row for row in rows if row["label"] == label]
+        cells = [average(own, head(key)) for key in ("forget_test", "retain_test", "hm_train", "hm_test")]
+        cells += [average(own, probe("paper", key)) for key in ("hm_train", "hm_test")]
+        cells += [average(own, probe("converged", key)) for key in ("hm_train", "hm_test")]
+        lines.append([label, *cells])
+    header = ["ESC", "D_ft", "D_rt", "HM", "HM_t", "KR paper: HM", "HM_t", "KR converged: HM", "HM_t"]
+    return table(header, lines)
+
+
+def in_turn() -> str:
+    """After each of the requests: what is left of all classes so far, and of the others."""
+    rows = rows_of("in-turn")
+    most = max((len(row["request"]) for row in rows), default=0)
+    lines = []
+    for label in labels_of(rows):
+        cells = []
+        for number in range(1, most + 1):
+            own = [
+                row for row in rows if row["label"] == label and len(row["request"]) == number and "error" not in row
+            ]
+            cells.append(f"{average(own, head('forget_test'))} / {average(own, head('retain_test'))}" if own else "")
+        last = [row for row in rows if row["label"] == label and len(row["request"]) == most and "error" not in row]
+        cells += [
+            f"{average(last, probe(name, 'forget_test'))} / {average(last, probe(name, 'retain_test'))}"
+            for name in ("paper", "converged")
+        ]
+        lines.append([_title(label), *cells])
+    header = ["method", *(f"{n} classes" if n > 1 else "1 class" for n in range(1, most + 1))]
+    return table([*header, f"KR paper, {most}", f"KR converged, {most}"], lines)
+
+
+def table5() -> str:
+    """Random images: how far from Retrain."""
+    rows = rows_of("table5")
+    retrain = [row for row in rows if row["label"] == "retrain"]
+    picks = {
+        "D_f": head("forget_train"),
+        "D_r": head("retain_train"),
+        "D_t": head("retain_test"),
+        "MIA": lambda row: row["membership"],
+    }
+    lines = []
+    for label in labels_of(rows):
+        if label == "random":
+            continue
+        own = [row for row in rows if row["label"] == label and "error" not in row]
+        cells = [average(own, pick, spread=True) for pick in picks.values()]
+        gap = "-"
+        if retrain and label != "retrain" and own:
+            gap = f"{mean(abs(mean(map(pick, own)) - mean(map(pick, retrain))) for pick in picks.values()):.2f}"
+        lines.append([_title(label), *cells, gap, average(own, lambda row: row["seconds"])])
+    return table(["method", *picks, "Avg Gap", "seconds"], lines)
+
+
+def tuning() -> str:
+    """The chosen rates, with what they did on the validation images, and how many trials there were."""
+    lines = []
+    for file in sorted((RESULTS / "tuning").glob("*.json")):
+        for number, (method, entry) in enumerate(json.loads(file.read_text()).items()):
+            chosen = next((t for t in entry["trials"] if t["value"] == entry["best"]), None)
+            cells = ["diverged", "-", "-", "-"]
+            if chosen:
+                cells = [f"{chosen['value']:g}", *(f"{chosen[key]:.1f}" for key in ("forget", "retain", "hm"))]
+            first = f"`embedded/{file.stem}`" if not number else ""
+            lines.append([first, _title(method), entry["tuned"], cells[0], str(len(entry["trials"])), *cells[1:]])
+    return table(["model", "method", "tuned", "chosen", "trials", "D_f", "D_r", "HM"], lines)
+
+
+def short() -> str:
+    """One line for each method, for the README."""
+    rows = rows_of("table1-resnet")
+    lines = []
+    for label in labels_of(rows):
+        own = [row for row in rows if row["label"] == label]
+        reads = "" if label in REFERENCES else "yes" if label in READS_RETAIN else "no"
+        cells = [
+            " / ".join(average(own, pick(key)) for key in ("forget_test", "retain_test"))
+            for pick in (head, lambda key: probe("paper", key), lambda key: probe("converged", key))
+        ]
+        lines.append([_title(label), reads, *cells])
+    return table(["method", "needs retain images", "head", "KR, the paper's probe", "KR, a converged probe"], lines)
+
+
+def spent() -> str:
+    """The hours of each experiment."""
+    lines = []
+    for file in sorted((RESULTS / "experiments").glob("*.json")):
+        found = json.loads(file.read_text())
+        rows = found["rows"].values()
+        own = [row for row in rows if row["method"] not in REFERENCES and row.get("seconds")]
+        failed = sum("error" in row for row in rows)
+        hours = sum(row["seconds"] for row in own) / 3600
+        lines.append([f"`{file.stem}`", found["title"], str(len(rows)), str(failed), f"{hours:.2f}"])
+    return table(["experiment", "", "rows", "failed", "hours of unlearning"], lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "unlearning-short": short,
+    "unlearning-tuning": tuning,
+    "unlearning-times": lambda: times("times"),
+    "unlearning-fastest": lambda: fastest("times"),
+    "unlearning-table2": table2,
+    "unlearning-table5": table5,
+    "unlearning-in-turn": in_turn,
+    "unlearning-spent": spent,
+}
+for _model in ("resnet", "all-cnn", "vit"):
+    BLOCKS[f"unlearning-table1-{_model}"] = lambda name=f"table1-{_model}": table1(name)
+    BLOCKS[f"unlearning-probes-{_model}"] = lambda name=f"table1-{_model}": table1_probes(name)
+    BLOCKS[f"unlearning-misses-{_model}"] = lambda name=f"table1-{_model}": misses(name)

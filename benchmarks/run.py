@@ -1,0 +1,304 @@
+"""
+Run experiments: each file in `benchmarks/experiments/` is one, and its results stand under the same name in
+`benchmarks/results/experiments/`.
+
+    OMP_NUM_THREADS=1 python benchmarks/run.py table1-resnet --retrain build/retrain
+    OMP_NUM_THREADS=1 python benchmarks/run.py              # all of them
+    OMP_NUM_THREADS=1 python benchmarks/run.py --quick      # one class, one seed, forget-only methods: a few minutes
+
+A row is one method, one request and one seed. It is run again only if its settings, the model or what is measured have
+changed (`--again METHOD` where the code has). Rows are written one by one, so a run that was killed goes on.
+
+Learning rates are those of `tune.py`. The Retrain references are runs of `examples/train_embedded.py --exclude CLASS`
+in `DIR/MODEL-CLASS`, such as `build/retrain/resnet-Trouser`; without `--retrain` these rows stay as they are.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from methods import METHODS, RETAIN_DATA, forget
+from performance import setting
+from results import read, write
+from transformers import HfArgumentParser, PreTrainedModel
+from transformers.utils import logging
+from tune import tuned_name, tuning_file
+
+from hf_esc.data import load_images
+from hf_esc.errors import HfEscError
+from hf_esc.evaluation.differences import class_similarity, weight_differences
+from hf_esc.evaluation.model_features import ModelFeatures, model_features
+from hf_esc.evaluation.unlearning import measure
+from hf_esc.fingerprints import weights_sha256
+from hf_esc.loading import load_classifier, load_processor
+from hf_esc.random_network import random_network
+
+HERE = Path(__file__).parent
+REFERENCES = ("original", "retrain", "random")
+
+
+@dataclass
+class Arguments:
+    experiments: list[str] = field(default_factory=list, metadata={"help": "Names of experiments; all by default."})
+    retrain: str = field(default="", metadata={"help": "Folder with the Retrain references."})
+    output: str = field(default="", metadata={"help": "Folder of results; the committed ones by default."})
+    again: list[str] = field(default_factory=list, metadata={"help": "Methods to run again whatever there is."})
+    methods: list[str] = field(default_factory=list, metadata={"help": "These methods alone."})
+    quick: bool = field(default=False, metadata={"help": "One request, one seed, methods without retain images."})
+
+
+@dataclass
+class Experiment:
+    """
+    Args:
+        title: What it shows.
+        model, data: Ids, folders or embedded ones.
+        requests: What is to be forgotten: lists of classes.
+        fraction: Instead, the share of the training images that is to be forgotten, of all classes.
+        in_turn: Whether a request is made of the model that has forgotten those before it.
+        seeds: Of the methods' randomness, and of the probes.
+        methods: Each `{"method": …, "label": …, "settings": {…}, "tuned": …, "seeds": […], "requests": […]}`; all but
+            the first can be left out.
+        probes: Of what is left in the features.
+        details: Of the first seed, `weights` for the difference of each layer (Fig. 2), `similarity` for that of class
+            means (Fig. 3).
+    """
+
+    title: str
+    model: str
+    methods: list[dict[str, Any]]
+    requests: list[list[str]] = field(default_factory=list)
+    data: str = "embedded"
+    fraction: float = 0.0
+    in_turn: bool = False
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    probes: list[str] = field(default_factory=lambda: ["paper", "converged"])
+    details: list[str] = field(default_factory=list)
+
+
+def settings_of(method: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+    """With the tuned value."""
+    settings = dict(method.get("settings", {}))
+    if method.get("tuned"):
+        found = read(tuning_file(experiment.model)).get(method["method"])
+        if found is None:
+            raise SystemExit(
+                f"{method['method']} is not tuned for {experiment.model}: run `python benchmarks/tune.py --model "
+                f"{experiment.model} --methods {method['method']}`."
+            )
+        settings = {tuned_name(method["method"]): found["best"]} | settings
+    if experiment.fraction and method["method"] in {*METHODS, "fisher", "esc-t"}:
+        settings["scenario"] = "images"
+    return settings
+
+
+def flat(requests: list[list[str]]) -> list[str]:
+    return [label for request in requests for label in request]
+
+
+def slug(request: list[str]) -> str:
+    return "+".join(label.replace("/", "-") for label in request)
+
+
+class Subject:
+    """The model and the images of an experiment, and what is looked at only once."""
+
+    def __init__(self, experiment: Experiment, retrain: str):
+        self.experiment, self.retrain_folder = experiment, retrain
+        self.data = load_images(experiment.data)
+        self.original = load_classifier(experiment.model, device="cpu")
+        self.processor = load_processor(self.original)
+        self.fingerprint = weights_sha256(self.original)
+        self._random: ModelFeatures | None = None
+
+    def features(self, model: PreTrainedModel, name: str) -> ModelFeatures:
+        """One pass over all images; where a row with another seed is of the same weights, that of this one."""
+        folder = Path("build/features") / self.experiment.model
+        return model_features(model.eval(), self.data, self.processor, batch_size=100, folder=folder, name=name)
+
+    @property
+    def random(self) -> ModelFeatures:
+        if self._random is None:
+            self._random = self.features(random_network(self.original), "random")
+        return self._random
+
+    def sets(self, request: list[str]) -> tuple[Any, Any, dict[str, Any]]:
+        """Images to forget, the others, and what `measure` calls them."""
+        train = self.data.train
+        if self.experiment.fraction:
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+            rows = order[: round(self.experiment.fraction * len(train))].sort().values.tolist()
+            others = sorted(set(range(len(train))) - set(rows))
+            return train.select(rows), train.select(others), {"forget_labels": [], "forget_indices": rows}
+        labels = self.data.resolve(request, self.original.config)
+        others = self.data.select(train, labels, keep=False)
+        return self.data.forget_set(labels), others, {"forget_labels": labels}
+
+    def reference(self, name: str, request: list[str]) -> tuple[PreTrainedModel, dict[str, float]] | None:
+        if name == "original":
+            return self.original, {}
+        if name == "random":
+            return random_network(self.original), {}
+        what = slug(request) if request else "random"
+        folder = Path(self.retrain_folder) / f"{self.experiment.model.split('/')[-1]}-{what}" / "final"
+        if not self.retrain_folder or not folder.is_dir():
+            return None
+        log = json.loads((folder / "training.json").read_text())
+        return load_classifier(str(folder), device="cpu"), {"seconds": log["seconds"]}
+
+    def row(
+        self, model: PreTrainedModel, label: str, so_far: list[str], seed: int, spent: dict[str, float]
+    ) -> dict[str, Any]:
+        """Everything that is measured of one model."""
+        whose = label if label in ("original", "random") else f"{label}-{slug(so_far)}"
+        features = self.features(model, whose.replace(" ", "-"))
+        *_, what = self.sets(so_far)
+        result = measure(features, self.random, **what, probes=self.experiment.probes, seeds=(seed,), device="cpu")
+        values = dataclasses.asdict(result)
+        found: dict[str, Any] = {
+            "seconds": spent.get("seconds"),
+            "process_seconds": spent.get("process_seconds"),
+            "accuracies": values["accuracies"],
+            "retention": {probe: kept["mean"] for probe, kept in values["retention"].items()},
+            "membership": result.membership.accuracy if result.membership else None,
+            "zrf": result.zrf.zrf if result.zrf else None,
+        }
+        details = self.experiment.details if seed == self.experiment.seeds[0] else []
+        if "weights" in details:
+            layers = weight_differences(model, self.original)
+            found["weights"] = {layer.name: _rounded(layer.relative) for layer in layers}
+        if "similarity" in details:
+            both = [part.detach().float() for part in (features.test.features, features.test.labels)]
+            matrix = class_similarity(both[0], both[1].long(), self.original.config.num_labels)
+            found["similarity"] = [[round(value, 4) for value in line] for line in matrix.tolist()]
+        return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return value if value is None else float(f"{value:.4g}")
+
+
+def key_of(subject: Subject, settings: dict[str, Any], more: list[Any]) -> str:
+    """Of everything that a row depends on but the code."""
+    experiment = subject.experiment
+    depends = [subject.fingerprint, experiment.data, experiment.fraction, experiment.in_turn]
+    depends += [experiment.probes, experiment.details, settings, *more]
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def chains(experiment: Experiment, method: dict[str, Any]) -> Iterator[tuple[int, list[list[str]]]]:
+    """Seeds, and the requests that are made of one model in turn."""
+    requests = method.get("requests", experiment.requests or [[]])
+    for seed in method.get("seeds", experiment.seeds):
+        if experiment.in_turn:
+            yield seed, requests
+        else:
+            for request in requests:
+                yield seed, [request]
+
+
+def run_experiment(name: str, experiment: Experiment, arguments: Arguments, folder: Path) -> None:
+    subject = Subject(experiment, arguments.retrain)
+    file = folder / f"{name}.json"
+    rows = read(file).get("rows", {})
+    for method in experiment.methods:
+        label = method.get("label", method["method"])
+        if arguments.methods and not {label, method["method"]} & set(arguments.methods):
+            continue
+        settings = settings_of(method, experiment)
+        again = {label, method["method"]} & set(arguments.again)
+        for seed, requests in chains(experiment, method):
+            if method["method"] in REFERENCES and experiment.in_turn:
+                requests = [flat(requests)]
+            steps = []
+            for number in range(len(requests)):
+                so_far = flat(requests[: number + 1])
+                key = key_of(subject, settings, [method["method"], so_far, seed])
+                steps.append((f"{label}/{slug(so_far) or 'random'}/seed={seed}", key, so_far))
+            if not again and all(rows.get(row, {}).get("key") == key for row, key, _ in steps):
+                continue
+            model = subject.original
+            for request, (row, key, so_far) in zip(requests, steps, strict=True):
+                made: dict[str, Any] = {"label": label, "method": method["method"], "request": so_far, "seed": seed}
+                made |= {"key": key, "settings": settings}
+                if method["method"] in REFERENCES:
+                    found = subject.reference(method["method"], so_far)
+                    if found is None:
+                        print(f"{name} {row}: no reference; see --retrain", file=sys.stderr)
+                        continue
+                    made |= subject.row(found[0], label, so_far, seed, found[1])
+                else:
+                    forget_set, retain_set, _ = subject.sets(request)
+                    if experiment.fraction and method["method"] == "esc":
+                        forget_set = forget_set.remove_columns(
+                            subject.data.label_column
+                        )  # images of classes that stay
+                    try:
+                        model, spent = forget(
+                            method["method"], model, forget_set, retain_set, subject.processor, settings, seed
+                        )
+                        made |= subject.row(model, label, so_far, seed, spent)
+                    except HfEscError as error:
+                        made |= {"error": f"{type(error).__name__}: {error}"}
+                made["setting"] = setting(1)
+                rows = read(file).get("rows", {}) | {row: made}
+                write(file, {"title": experiment.title, "experiment": dataclasses.asdict(experiment), "rows": rows})
+                print(name, row, _short(made), file=sys.stderr, flush=True)
+                if "error" in made:
+                    break
+
+
+def _short(row: dict[str, Any]) -> str:
+    if "error" in row:
+        return row["error"]
+    head, converged = row["accuracies"], row["retention"]["converged"]
+    shown = [head["forget_test"], head["retain_test"], converged["forget_test"], converged["retain_test"]]
+    cells = " ".join("-" if value is None or math.isnan(value) else f"{value:.1f}" for value in shown)
+    return f"{cells}, {row['seconds'] or 0:.1f} s"
+
+
+def quick(experiment: Experiment) -> Experiment:
+    methods = [
+        {key: value for key, value in method.items() if key not in ("seeds", "requests")}
+        for method in experiment.methods
+        if method["method"] not in RETAIN_DATA
+    ]
+    return dataclasses.replace(
+        experiment, requests=experiment.requests[:1], seeds=experiment.seeds[:1], methods=methods
+    )
+
+
+def main() -> None:
+    [arguments] = HfArgumentParser(Arguments).parse_args_into_dataclasses(_with_names(sys.argv[1:]))
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    there = {file.stem: file for file in sorted((HERE / "experiments").glob("*.json"))}
+    names = arguments.experiments or (["table1-resnet"] if arguments.quick else list(there))
+    if unknown := [name for name in names if name not in there]:
+        raise SystemExit(f"There is no experiment {', '.join(unknown)}. There are: {', '.join(there)}.")
+    default = Path("build/benchmarks") if arguments.quick else HERE / "results" / "experiments"
+    start = time.perf_counter()
+    for name in names:
+        experiment = Experiment(**json.loads(there[name].read_text()))
+        if arguments.quick:
+            experiment = quick(experiment)
+        run_experiment(name, experiment, arguments, Path(arguments.output) if arguments.output else default)
+    print(f"{(time.perf_counter() - start) / 3600:.2f} hours", file=sys.stderr)
+
+
+def _with_names(words: list[str]) -> list[str]:
+    """Names of experiments without an option before them."""
+    first = next((index for index, word in enumerate(words) if word.startswith("--")), len(words))
+    return (["--experiments", *words[:first]] if first else []) + words[first:]
+
+
+if __name__ == "__main__":
+    main()
