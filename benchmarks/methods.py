@@ -7,14 +7,16 @@ from dataclasses import fields
 from typing import Any
 
 import transformers
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from hf_esc import ESCTTrainer, ESCTTrainingArguments, erase
+from hf_esc.data import ImageData
 from hf_esc.errors import IncompleteErasureWarning
 from hf_esc.remapping import remap
 from hf_esc.unlearning import METHODS, fisher_forgetting
 
-QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "use_cpu": True}
+QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
 CLOSED_FORMS = ("esc", "remap", "fisher")
 # What each method reads of the images. The paper compares ESC with those that do without retain images.
 RETAIN_DATA = {"remap", "fisher", *(name for name, trainer in METHODS.items() if trainer.uses_retain)}
@@ -34,7 +36,14 @@ def known_settings(method: str) -> set[str]:
 
 
 def forget(
-    method: str, model: PreTrainedModel, forget_set, retain_set, processor, settings: dict[str, Any], seed: int
+    method: str,
+    model: PreTrainedModel,
+    data: ImageData,
+    forget_set: Dataset,
+    retain_set: Dataset,
+    processor: Any,
+    settings: dict[str, Any],
+    seed: int,
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """
     The model that has forgotten, and the seconds that took, on the clock and of this process: images are read and
@@ -42,7 +51,10 @@ def forget(
     """
     if unknown := set(settings) - known_settings(method):
         raise ValueError(f"{method} has no settings {sorted(unknown)}.")
-    common = {"processor": processor, "image_column": "image", "label_column": "label"}
+    columns = {"image_column": data.image_column}
+    if data.label_column in forget_set.column_names:
+        columns["label_column"] = data.label_column
+    common = {"processor": processor, **columns}
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore", IncompleteErasureWarning)  # it is in the numbers
         start, start_process = time.perf_counter(), time.process_time()
@@ -55,9 +67,10 @@ def forget(
         else:
             trainer = ESCTTrainer if method == "esc-t" else METHODS[method]
             arguments = ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
-            args = arguments(scratch, seed=seed, **QUIET, **settings)
+            # The Trainer goes to an accelerator where there is one, unless it is told not to.
+            args = arguments(scratch, seed=seed, use_cpu=model.device.type == "cpu", **QUIET, **settings)
             sets = [forget_set, retain_set] if method in RETAIN_DATA else [forget_set]
-            run = trainer(model, args, *sets, processing_class=processor, image_column="image", label_column="label")
+            run = trainer(model, args, *sets, processing_class=processor, **columns)
             run.remove_callback(transformers.PrinterCallback)
             run.train()
             found = run.erased_model if method == "esc-t" else run.model

@@ -61,6 +61,7 @@ class Experiment:
     Args:
         title: What it shows.
         model, data: Ids, folders or embedded ones.
+        image_column, label_column: Of the data, where they are not clear.
         requests: What is to be forgotten: lists of classes.
         fraction: Instead, the share of the training images that is to be forgotten, of all classes.
         in_turn: Whether a request is made of the model that has forgotten those before it.
@@ -77,6 +78,8 @@ class Experiment:
     methods: list[dict[str, Any]]
     requests: list[list[str]] = field(default_factory=list)
     data: str = "embedded"
+    image_column: str | None = None
+    label_column: str | None = None
     fraction: float = 0.0
     in_turn: bool = False
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -84,11 +87,11 @@ class Experiment:
     details: list[str] = field(default_factory=list)
 
 
-def settings_of(method: dict[str, Any], experiment: Experiment) -> dict[str, Any]:
+def settings_of(method: dict[str, Any], experiment: Experiment, tuning: Path) -> dict[str, Any]:
     """With the tuned value."""
     settings = dict(method.get("settings", {}))
     if method.get("tuned"):
-        found = read(tuning_file(experiment.model)).get(method["method"])
+        found = read(tuning).get(method["method"])
         if found is None:
             raise SystemExit(
                 f"{method['method']} is not tuned for {experiment.model}: run `python benchmarks/tune.py --model "
@@ -105,16 +108,19 @@ def flat(requests: list[list[str]]) -> list[str]:
 
 
 def slug(request: list[str]) -> str:
-    return "+".join(label.replace("/", "-") for label in request)
+    name = "+".join(label.replace("/", "-") for label in request)
+    return name if len(name) < 100 else f"{len(request)}-classes-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class Subject:
     """The model and the images of an experiment, and what is looked at only once."""
 
-    def __init__(self, experiment: Experiment, retrain: str):
+    def __init__(self, experiment: Experiment, retrain: str, device: str | None):
         self.experiment, self.retrain_folder = experiment, retrain
-        self.data = load_images(experiment.data)
-        self.original = load_classifier(experiment.model, device="cpu")
+        self.data = load_images(
+            experiment.data, image_column=experiment.image_column, label_column=experiment.label_column
+        )
+        self.original = load_classifier(experiment.model, device=device)
         self.processor = load_processor(self.original)
         self.fingerprint = weights_sha256(self.original)
         self._random: ModelFeatures | None = None
@@ -152,7 +158,7 @@ class Subject:
         if not self.retrain_folder or not folder.is_dir():
             return None
         log = json.loads((folder / "training.json").read_text())
-        return load_classifier(str(folder), device="cpu"), {"seconds": log["seconds"]}
+        return load_classifier(str(folder), device=str(self.original.device)), {"seconds": log["seconds"]}
 
     def row(
         self, model: PreTrainedModel, label: str, so_far: list[str], seed: int, spent: dict[str, float]
@@ -161,7 +167,9 @@ class Subject:
         whose = label if label in ("original", "random") else f"{label}-{slug(so_far)}"
         features = self.features(model, whose.replace(" ", "-"))
         *_, what = self.sets(so_far)
-        result = measure(features, self.random, **what, probes=self.experiment.probes, seeds=(seed,), device="cpu")
+        result = measure(
+            features, self.random, **what, probes=self.experiment.probes, seeds=(seed,), device=self.original.device
+        )
         values = dataclasses.asdict(result)
         found: dict[str, Any] = {
             "seconds": spent.get("seconds"),
@@ -205,15 +213,17 @@ def chains(experiment: Experiment, method: dict[str, Any]) -> Iterator[tuple[int
                 yield seed, [request]
 
 
-def run_experiment(name: str, experiment: Experiment, arguments: Arguments, folder: Path) -> None:
-    subject = Subject(experiment, arguments.retrain)
-    file = folder / f"{name}.json"
+def run_experiment(
+    name: str, experiment: Experiment, arguments: Arguments, file: Path, tuning: Path, device: str | None = "cpu"
+) -> None:
+    """Run the rows that are not in the file yet."""
+    subject = Subject(experiment, arguments.retrain, device)
     rows = read(file).get("rows", {})
     for method in experiment.methods:
         label = method.get("label", method["method"])
         if arguments.methods and not {label, method["method"]} & set(arguments.methods):
             continue
-        settings = settings_of(method, experiment)
+        settings = settings_of(method, experiment, tuning)
         again = {label, method["method"]} & set(arguments.again)
         for seed, requests in chains(experiment, method):
             if method["method"] in REFERENCES and experiment.in_turn:
@@ -242,9 +252,8 @@ def run_experiment(name: str, experiment: Experiment, arguments: Arguments, fold
                             subject.data.label_column
                         )  # images of classes that stay
                     try:
-                        model, spent = forget(
-                            method["method"], model, forget_set, retain_set, subject.processor, settings, seed
-                        )
+                        sets = (subject.data, forget_set, retain_set, subject.processor)
+                        model, spent = forget(method["method"], model, *sets, settings, seed)
                         made |= subject.row(model, label, so_far, seed, spent)
                     except HfEscError as error:
                         made |= {"error": f"{type(error).__name__}: {error}"}
@@ -290,7 +299,8 @@ def main() -> None:
         experiment = Experiment(**json.loads(there[name].read_text()))
         if arguments.quick:
             experiment = quick(experiment)
-        run_experiment(name, experiment, arguments, Path(arguments.output) if arguments.output else default)
+        folder = Path(arguments.output) if arguments.output else default
+        run_experiment(name, experiment, arguments, folder / f"{name}.json", tuning_file(experiment.model))
     print(f"{(time.perf_counter() - start) / 3600:.2f} hours", file=sys.stderr)
 
 

@@ -21,10 +21,10 @@ import torch
 from methods import METHODS, RETAIN_DATA, forget
 from performance import setting
 from results import read, write
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import logging
 
-from hf_esc.data import ImageData, image_batches, load_images
+from hf_esc.data import ImageData, image_channels, load_images
 from hf_esc.errors import DivergenceError
 from hf_esc.evaluation.accuracy import harmonic_mean
 from hf_esc.features import model_inputs
@@ -34,6 +34,8 @@ RESULTS = Path(__file__).parent / "results" / "tuning"
 COARSE = tuple(10.0**power for power in (-5, -4, -3, -2, -1))
 # Its learning rate is the original's recipe, and not a strength of forgetting.
 UNTUNED = {"retrain"}
+# What a trial, and the experiments after it, set besides.
+MORE: dict[str, dict[str, Any]] = {"fisher": {"num_images": 500}}
 
 
 @dataclass
@@ -68,14 +70,14 @@ def split(data: ImageData, seed: int = 0) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def accuracies(model, images, gone: int, processor, data: ImageData) -> tuple[float, float]:
-    """Of the forgotten class and of the others, in %."""
+def accuracies(model, images, gone: list[int], processor, data: ImageData) -> tuple[float, float]:
+    """Of the forgotten classes and of the others, in %."""
     right, labels = [], []
-    columns = {"image_column": data.image_column, "label_column": data.label_column}
-    for batch in image_batches(images, processor, batch_size=100, **columns):
-        right.append(model(**model_inputs(model, batch)).logits.argmax(dim=1) == batch["labels"])
-        labels.append(batch["labels"])
-    found, mask = torch.cat(right).double(), torch.cat(labels) == gone
+    there = torch.tensor(data.labels_in(model.config))
+    for batch in data.batches(images, processor, batch_size=100, num_channels=image_channels(model.config)):
+        labels.append(there[batch["labels"]])
+        right.append(model(**model_inputs(model, batch)).logits.argmax(dim=1).cpu() == labels[-1])
+    found, mask = torch.cat(right).double(), torch.isin(torch.cat(labels), there[gone])
     return 100 * found[mask].mean().item(), 100 * found[~mask].mean().item()
 
 
@@ -89,48 +91,54 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def main() -> None:
-    [arguments] = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    logging.disable_progress_bar()
-    data = load_images("embedded")
-    model = load_classifier(arguments.model, device="cpu")
-    file = tuning_file(arguments.model)
+def tune(model: PreTrainedModel, data: ImageData, request: list[str], methods: list[str], file: Path) -> None:
+    """Run the trials of each method that are not in the file yet."""
     processor = load_processor(model)
-    [label] = data.resolve([arguments.forget], model.config)
+    labels = data.resolve(request, model.config)
     train, held = split(data)
     part = replace(data, train=train, test=None)
-    forget_set, retain_set = part.forget_set([label]), part.select(part.train, [label], keep=False)
-    names = [name for name in [*METHODS, "fisher"] if name not in UNTUNED]
-    names = [name for name in names if not arguments.methods or name in arguments.methods]
-    names = [name for name in names if not (arguments.without_retain and name in RETAIN_DATA)]
-    for method in names:
+    forget_set, retain_set = part.forget_set(labels), part.select(part.train, labels, keep=False)
+    for method in methods:
         trials = read(file).get(method, {"trials": []})["trials"]
 
         def trial(value: float, method=method, trials=trials) -> None:
-            if any(abs(done["value"] / value - 1) < 1e-2 for done in trials):
+            if any(_same(done["value"], value) for done in trials):
                 return
-            settings: dict[str, Any] = {tuned_name(method): value}
-            if method == "fisher":
-                settings["num_images"] = 500
+            settings: dict[str, Any] = {tuned_name(method): value} | MORE.get(method, {})
             row: dict[str, Any] = {"value": value, "forget": None, "retain": None, "hm": None}
             try:
-                found, spent = forget(method, model, forget_set, retain_set, processor, settings, seed=0)
-                gone, kept = accuracies(found, held, label, processor, data)
+                found, spent = forget(method, model, data, forget_set, retain_set, processor, settings, seed=0)
+                gone, kept = accuracies(found, held, labels, processor, data)
                 row |= {"forget": gone, "retain": kept, "hm": harmonic_mean(gone, kept), "seconds": spent["seconds"]}
             except DivergenceError as error:
                 row["error"] = str(error)
             trials.append(row)
-            print(arguments.model, method, json.dumps(row), file=sys.stderr, flush=True)
-            entry = {"tuned": tuned_name(method), "best": best(trials), "forget": arguments.forget, "trials": trials}
+            print(file.stem, method, json.dumps(row), file=sys.stderr, flush=True)
+            entry = {"tuned": tuned_name(method), "best": best(trials), "forget": request, "trials": trials}
             write(file, read(file) | {method: entry | {"setting": setting(1)}})
 
         coarse = [_rounded(rate * 1e-4) for rate in COARSE] if method == "fisher" else list(COARSE)
         for value in coarse:
             trial(value)
-        middle = best([done for done in trials if any(abs(done["value"] / rate - 1) < 1e-2 for rate in coarse)])
+        middle = best([done for done in trials if any(_same(done["value"], value) for value in coarse)])
         if middle is not None:
             for factor in (10**-0.5, 10**0.5):
                 trial(_rounded(middle * factor))
+
+
+def _same(one: float, other: float) -> bool:
+    return abs(one / other - 1) < 1e-2
+
+
+def main() -> None:
+    [arguments] = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    names = [name for name in [*METHODS, "fisher"] if name not in UNTUNED]
+    names = [name for name in names if not arguments.methods or name in arguments.methods]
+    names = [name for name in names if not (arguments.without_retain and name in RETAIN_DATA)]
+    model = load_classifier(arguments.model, device="cpu")
+    tune(model, load_images("embedded"), [arguments.forget], names, tuning_file(arguments.model))
 
 
 if __name__ == "__main__":

@@ -283,10 +283,14 @@ class UnlearningTrainer(SafetensorsTrainer):
             f"(now {self.args.max_grad_norm})."
         )
 
-    def _check_weights(self) -> None:
+    def _check_finite(self) -> None:
         for name, weight in self.model.state_dict().items():
             if weight.is_floating_point() and not torch.isfinite(weight).all():
                 raise self._diverged(f"{name!r} is not finite")
+        # Weights can be finite, and too large for the layers after them.
+        some = self.forget.part(torch.arange(min(len(self.forget), self.args.per_device_eval_batch_size)))
+        if not torch.isfinite(self.logits_of_all(self.model, some)).all():
+            raise self._diverged("the logits of forget images are not finite")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """
@@ -308,7 +312,7 @@ class UnlearningTrainer(SafetensorsTrainer):
 
     def finish(self) -> None:
         """Look at what the training left, say so, and write the ledger."""
-        self._check_weights()
+        self._check_finite()
         after = self.logits_of_all(self.model, self.forget).argmax(dim=1)
         of_classes = self.args.scenario == "classes"
         unchanged = unchanged_predictions(self._before, after, self.forget.labels, by_label=of_classes)
@@ -375,7 +379,7 @@ class UnlearningTrainer(SafetensorsTrainer):
     # What is written.
 
     def _save_checkpoint(self, model, trial) -> None:
-        self._check_weights()  # or the one before it would be gone
+        self._check_finite()  # or the one before it would be gone
         self._erased, erased = True, self._erased
         try:
             super()._save_checkpoint(model, trial)
