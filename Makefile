@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo space test test-all lint types docs bench report wheel clean
+.PHONY: demo space test test-all lint types docs bench tune experiments experiments-quick paper-table1 report figures wheel clean
 
 $(INSTALLED): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -49,8 +49,25 @@ bench: $(INSTALLED)  ## The bars of speed and memory and what ESC and ESC-T do t
 	$(BIN)/python benchmarks/several_classes.py
 	$(BIN)/python benchmarks/esc_t.py
 
+tune: $(INSTALLED)  ## Learning rates of all methods on validation images, into benchmarks/results/tuning/
+	$(BIN)/python benchmarks/tune.py --model embedded/resnet
+	$(BIN)/python benchmarks/tune.py --model embedded/all-cnn --without_retain True
+	$(BIN)/python benchmarks/tune.py --model embedded/vit --without_retain True
+
+experiments: $(INSTALLED)  ## What is missing of all experiments, into benchmarks/results/experiments/; hours if nothing is there
+	$(BIN)/python benchmarks/run.py
+
+experiments-quick: $(INSTALLED)  ## One class, one seed, methods without retain images: a few minutes
+	$(BIN)/python benchmarks/run.py --quick True
+
+paper-table1: $(INSTALLED)  ## Table 1 of the paper on its own data and networks: needs the Hub and a GPU
+	$(BIN)/python benchmarks/paper.py
+
 report: $(INSTALLED)  ## The tables in README and docs, from benchmarks/results/
 	$(BIN)/python benchmarks/report.py
+
+figures: $(VENV)/.dev  ## The figures of the experiments, into docs/images/
+	$(BIN)/python benchmarks/figures.py
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import report_unlearning
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -424,7 +426,7 @@ BLOCKS = {
         demo,
         test,
     )
-}
+} | report_unlearning.BLOCKS
 
 
 def main() -> None:
