@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import DatasetDict
+from datasets import DatasetDict, concatenate_datasets
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForImageClassification
@@ -269,6 +269,28 @@ def test_a_class_that_was_erased_before_is_not_trained_on(hf_esc, clothes, data,
     assert code == 0, err
     kept = [row for row, label in enumerate(data.train["label"]) if label != 1 and row not in ROWS]
     assert json.loads(out)["num_retain_images"] == len(kept)
+
+
+def test_copies_of_forgotten_images_are_not_kept(hf_esc, data, tmp_path):
+    few = data.train.select(range(60))
+    twice = concatenate_datasets([few, few.select([1, 2, 5])])
+    DatasetDict(train=twice).save_to_disk(tmp_path / "data")
+    arguments = (
+        "--dataset",
+        tmp_path / "data",
+        "--output",
+        tmp_path / "out",
+        "--method",
+        "finetune",
+        "--max-steps",
+        "1",
+    )
+    code, out, err = hf_esc(
+        "erase", "embedded/resnet", *arguments, "--forget-indices", "0,1,2,3", "--no-evaluate", "--json"
+    )
+    assert code == 0, err
+    assert "Warning: 2 other images are copies of forgotten ones" in err
+    assert (json.loads(out)["num_forget"], json.loads(out)["num_retain_images"]) == (4, 63 - 4 - 2)
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,7 @@ def test_seed_epochs_and_batch_size_are_those_of_the_command(erase, few, tmp_pat
         ("delete", ("--resume-from-checkpoint", "True"), "`hf-esc train` keeps checkpoints and goes on from them"),
         ("delete", ("--push-to-hub", "True"), "`hf-esc push`"),
         ("delete", ("--scenario", "images"), "`--scenario` follows from what is to be forgotten"),
+        ("delete", ("--device", "nonsense"), "The device 'nonsense' cannot be used"),
         ("delete", ("--device", "cuda:1"), "Training runs on the first device"),
         ("delete", ("--rank", "2"), "--rank belongs to `--method esc`, and this is delete"),
         ("delete", ("--tau", "0.5"), "--tau belongs to `--method esc-t`, and this is delete"),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from ..errors import LabelError, OptionError
 from .methods import RETAIN, Method
 
@@ -100,13 +102,27 @@ class Request:
         return self.data.forget_set(self.labels) if self.rows is None else self.data.rows(self.rows)
 
     def retain_set(self, config: Any) -> Dataset:
-        """The training images that are neither forgotten now nor, as the model's `config` says, were before."""
+        """
+        The training images that are neither forgotten now nor, as the model's `config` says, were before.
+
+        Where single images are forgotten, other rows can be the same pictures: these are left out, and that is said.
+        """
         from ..labels import erased_labels
 
         earlier = erased_labels(config)
         gone = {label for label, there in enumerate(self.data.labels_in(config)) if there in earlier}
-        kept = self.data.train if self.rows is None else self.data.rows(self.rows, keep=False)
+        kept = self.data.train if self.rows is None else self._without_copies()
         return self.data.select(kept, {*self.labels, *gone}, keep=False)
+
+    def _without_copies(self) -> Dataset:
+        from ..unlearning.images import file_fingerprints
+
+        prints = file_fingerprints(self.data.train, self.data.image_column)
+        forgotten = {prints[row] for row in self.rows or ()}
+        gone = [row for row, fingerprint in enumerate(prints) if fingerprint in forgotten]
+        if copies := len(gone) - len(self.rows or ()):
+            typer.echo(f"Warning: {copies} other images are copies of forgotten ones, and are not kept.", err=True)
+        return self.data.rows(gone, keep=False)
 
     def other_retain_set(self, name: str, config: Any) -> Dataset:
         """
