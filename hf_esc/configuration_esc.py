@@ -20,10 +20,11 @@ class ESCConfig(PretrainedConfig):
             which of several positions of an image makes the logits (None: all do).
         factors (`list[list[dict]]`): For each projection its factors in order: `{"type": "low_rank", "rank": k}`
             removes k directions (ESC), `{"type": "masked"}` is a basis with a binary mask (ESC-T).
-        erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `p`, `rank`, `per_class`,
-            `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the forget images
-            whose prediction stayed, of a sample of `unchanged_of`), `unchanged_by_label`, `right_before` (share that
-            had the prediction of its label before), `versions` and `date`;
+        erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `scenario` (what was to be
+            forgotten: `"classes"`, also where it is not there, or `"images"` of classes that stay), `p`, `rank`,
+            `per_class`, `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the
+            forget images whose prediction stayed, of a sample of `unchanged_of`), `unchanged_by_label`, `right_before`
+            (share that had the prediction of its label before), `versions` and `date`;
             `projection_sha256` and `base_sha256`, fingerprints of all projections after it and of the classifier
             inside; `base` and `base_revision`, where that came from on the Hub; for `esc-t` the settings and the end
             of the training too, see [`ESCTTrainer`].

@@ -97,6 +97,53 @@ class ImageData:
             raise ForgetSetError(f"The forget set is empty for {names}: {self.name!r} has no training image of them.")
         return self.select(self.train, labels)
 
+    def rows(self, rows: Sequence[int], *, keep: bool = True) -> Dataset:
+        """The training images in these rows (`keep=False`: in all others), whatever their classes, in their order."""
+        chosen = np.isin(np.arange(len(self.train)), list(rows))
+        return self.train.select(np.flatnonzero(chosen if keep else ~chosen))
+
+    def rows_to_forget(self, fraction: float, seed: int = 0) -> list[int]:
+        """
+        Rows of the training split that are drawn to be forgotten, whatever their classes, in ascending order.
+
+        Args:
+            fraction (`float`): Share of the training images, above 0 and below 1.
+            seed (`int`, defaults to 0): Of the draw. The same seed draws the same rows.
+
+        Raises:
+            ForgetSetError: If the share is out of its range, or comes to no row or to all of them.
+        """
+        if not 0 < fraction < 1:
+            raise ForgetSetError(f"The share of the images to forget is above 0 and below 1, not {fraction}.")
+        total = len(self.train)
+        count = round(fraction * total)
+        if not 0 < count < total:
+            raise ForgetSetError(
+                f"The share {fraction} of {total} training images comes to {count} of them. Take another share."
+            )
+        return sorted(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
+
+    def check_rows(self, rows: Iterable[int]) -> list[int]:
+        """
+        Rows of the training split that somebody named to be forgotten, in ascending order.
+
+        Raises:
+            ForgetSetError: If there is none, one is not there or named twice, or no other would be left.
+        """
+        named, total = [int(row) for row in rows], len(self.train)
+        if not named:
+            raise ForgetSetError(f"The forget set is empty: name one at least of the {total} training images.")
+        if wrong := [row for row in named if not 0 <= row < total]:
+            raise ForgetSetError(
+                f"There is no row {wrong[0]}: rows of the {total} training images go up to {total - 1}."
+            )
+        found, times = np.unique(named, return_counts=True)
+        if len(found) < len(named):
+            raise ForgetSetError(f"Row {found[times > 1][0]} is named more than once. Name each row once.")
+        if len(found) == total:
+            raise ForgetSetError(f"All {total} training images are to be forgotten, which leaves nothing to keep.")
+        return found.tolist()
+
     def resolve(self, requested: str | int | Iterable[str | int], config) -> list[int]:
         """
         The data set's class indices that a user's labels mean, for the model with this `config`.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .basis import check_rank, rank_from_percentage
-from .errors import ForgetSetError, IncompleteErasureWarning
+from .errors import ForgetSetError, IncompleteErasureWarning, OptionError
 from .fingerprints import weights_sha256
 from .forget_set import forget_batches
 from .forget_statistics import collect
@@ -29,6 +29,7 @@ def erase(
     forget_set: datasets.Dataset | datasets.IterableDataset | Iterable[Mapping[str, Tensor]],
     *,
     method: Literal["esc", "remap"] = "esc",
+    scenario: Literal["classes", "images"] = "classes",
     p: float = 1.5,
     rank: Rank = None,
     per_class: bool = False,
@@ -64,6 +65,9 @@ def erase(
         method (`str`, defaults to `"esc"`): `"remap"` puts the map of [`remap`][hf_esc.remapping.remap] in front of
             the head instead, which a converged probe does not undo; it takes `retain_set`, `bank_size` and
             `threshold`, and not `p`, `rank` and `per_class`.
+        scenario (`str`, defaults to `"classes"`): What is to be forgotten: the `"classes"` of the forget images, or
+            these `"images"` alone, of whatever classes. Then labels are not looked at, the ledger names no class, and
+            what the head still says is no failure: a model that never saw these images would say it too.
         p (`float`, defaults to 1.5): Percentage of the d feature directions to project out,
             \(k = \lfloor pd/100 \rfloor\).
         rank (`int` or `"auto"`, *optional*): k outright; overrides `p`. `"auto"` takes the smallest k that changes the
@@ -93,11 +97,20 @@ def erase(
         LabelError: If the data set's labels are not the model's, or no class of the model would be left.
         DataError: If a column cannot be found or an image cannot be read.
         ModelError: If a data set came without an image processor for it.
+        OptionError: If `scenario="images"` meets what needs a class: a remap, or `per_class`.
 
     Warns:
         IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do
             is named.
     """
+    if scenario not in ("classes", "images"):
+        raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
+    if scenario == "images" and method == "remap":
+        raise OptionError(
+            "The gate of a remap is a class, and these are images of classes that stay. Take ESC for them."
+        )
+    if scenario == "images" and per_class:
+        raise OptionError("`per_class` takes directions for each class, and these are images of classes that stay.")
     if method == "remap":
         if p != 1.5 or rank is not None or per_class:
             raise ValueError("`p`, `rank` and `per_class` belong to ESC; a remap takes `bank_size` and `threshold`.")
@@ -122,7 +135,14 @@ def erase(
         raise ValueError('`retain_set`, `bank_size` and `threshold` belong to `method="remap"`.')
     _check_arguments(p, rank)
     batches, image_processor = forget_batches(
-        model, forget_set, processor, batch_size, num_workers, image_column, label_column
+        model,
+        forget_set,
+        processor,
+        batch_size,
+        num_workers,
+        image_column,
+        label_column,
+        with_labels=scenario == "classes",
     )
     erased, batches = wrapped_copy(model, batches, sites)
     erased.image_processor = image_processor
@@ -138,7 +158,9 @@ def erase(
     bases = search.bases(ranks)
     unchanged = search.unchanged(bases)
     refuse_all_classes(erased.config, statistics.labels)
-    if unchanged is None:
+    if scenario == "images":
+        pass  # what the head still says of images whose classes stay is no failure
+    elif unchanged is None:
         warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
     elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
         warnings.warn(
@@ -157,6 +179,7 @@ def erase(
         model.config,
         "esc",
         {
+            "scenario": scenario,
             "p": None if rank is not None else float(p),
             "rank": ranks[0] if len(set(ranks)) == 1 else ranks,
             "per_class": per_class,

@@ -39,11 +39,13 @@ def forget_batches(
     *,
     share: tuple[int, int] = (0, 1),
     what: str = "forget set",
+    with_labels: bool = True,
 ):
     """
     Batches with the model's class indices as labels, and the image processor where one was needed.
 
-    `share` is that of [`image_batches`]; ready batches are not shared out. `what` it is, errors say.
+    `share` is that of [`image_batches`]; ready batches are not shared out. `what` it is, errors say. Without
+    `with_labels` there are none, whatever the forget set has.
     """
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
@@ -52,7 +54,10 @@ def forget_batches(
     if not isinstance(forget_set, datasets.Dataset | datasets.IterableDataset):
         if not isinstance(forget_set, Iterable):
             raise ForgetSetError(f"A {what} is a data set or an iterable of batches, not {type(forget_set).__name__}.")
-        return ready_batches(forget_set), processor if processor is not None else _processor_at_hand(model)
+        batches = ready_batches(forget_set)
+        if not with_labels:
+            batches = ({name: value for name, value in batch.items() if name != "labels"} for batch in batches)
+        return batches, processor if processor is not None else _processor_at_hand(model)
     total = None
     if isinstance(forget_set, datasets.Dataset):
         if not len(forget_set):
@@ -60,14 +65,17 @@ def forget_batches(
         total = len(range(share[0], -(-len(forget_set) // batch_size), share[1]))
     features = forget_set.features or _resolved_features(forget_set, what)
     image_column = find_image_column(features, image_column)
-    try:
-        label_column = find_label_column(features, label_column)
-    except DataError:
-        if label_column is not None or len(usual_label_columns(features)) > 1:
-            raise
-        mapping = None
+    mapping = None
+    if not with_labels:
+        label_column = None
     else:
-        mapping = label_mapping(features[label_column], model.config)
+        try:
+            label_column = find_label_column(features, label_column)
+        except DataError:
+            if label_column is not None or len(usual_label_columns(features)) > 1:
+                raise
+        else:
+            mapping = label_mapping(features[label_column], model.config)
     processor = processor if processor is not None else load_processor(model)
     batches = image_batches(
         forget_set,

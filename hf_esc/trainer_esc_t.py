@@ -135,7 +135,8 @@ class ESCTTrainer(SafetensorsTrainer):
         self._kind = "given" if source.given else "images"  # of the forget set, whatever `eval_dataset` is
         if not len(features):
             raise ForgetSetError(NOTHING_TO_FORGET)
-        refuse_all_classes(source.erased.config, features.labels.unique().tolist())
+        if args.scenario == "classes":
+            refuse_all_classes(source.erased.config, features.labels.unique().tolist())
         if weights is None:
             raise SiteError(
                 f"The head of this {type(source.erased.model).__name__} cannot be run on its features alone, and a "
@@ -353,9 +354,10 @@ class ESCTTrainer(SafetensorsTrainer):
                 raise MaskError(_useless(index, len(masks), self.state.global_step, whole=bool(mask.any())))
         right = self._right_by_label(masks)
         of = {label: int((self.train_dataset.labels == label).sum()) for label in right}
+        of_classes = args.scenario == "classes"
         unchanged = Unchanged(
             sum(right.values()) / images,
-            {label: right[label] / of[label] for label in right},
+            {label: right[label] / of[label] for label in right} if of_classes else None,
             sum(self._right_before.values()) / images,
         )
         incomplete = sum(right.values()) > self._most_right
@@ -367,6 +369,7 @@ class ESCTTrainer(SafetensorsTrainer):
             self._wrapped.config,
             "esc-t",
             {
+                "scenario": args.scenario,
                 "tau": args.tau,
                 "tolerance": args.tolerance,
                 "loss_normalization": args.loss_normalization,
@@ -382,7 +385,7 @@ class ESCTTrainer(SafetensorsTrainer):
                 "stopped": stopped if incomplete else "forgotten",
                 "cut": [(mask == 0).float().mean().item() for mask in masks],
             },
-            labels=right,
+            labels=right if of_classes else [],
             num_images=images,
             unchanged=unchanged,
             unchanged_of=images,
@@ -395,7 +398,7 @@ class ESCTTrainer(SafetensorsTrainer):
         erased.set_factors(factors, record, check=args.threshold)
         erased.image_processor = self.processing_class
         self.erased_model = erased
-        if incomplete:
+        if incomplete and of_classes:
             warnings.warn(
                 f"The erasure is incomplete: after {step} steps, {sum(right.values())} of the {images} forget images "
                 f"({unchanged.share:.1%}) are still classified as their labels say, and {args.tolerance:.1%} may be. "

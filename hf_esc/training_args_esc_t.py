@@ -39,6 +39,9 @@ class ESCTTrainingArguments(TrainingArguments):
     explicit `learning_rate` there is plain gradient descent, as in the paper, and no rule.
 
     Args:
+        scenario (`str`, defaults to `"classes"`): What is to be forgotten: the `"classes"` of the forget images, or
+            these `"images"` alone, of whatever classes. Labels are needed for the loss in any case; then the images
+            may be of all classes, the ledger names none, and what stays right is no failure.
         tau (`float`, defaults to 0.7): τ, from 0 up to but not including 1: an entry of the mask above it is kept, one
             at or below it is cut.
         tolerance (`float`, defaults to 0): The share of the forget images that may stay right. Training stops when no
@@ -61,6 +64,13 @@ class ESCTTrainingArguments(TrainingArguments):
         OptionError: If a value is out of its range.
     """
 
+    scenario: str = field(
+        default="classes",
+        metadata={
+            "help": "Forget the classes of the forget images, or these images.",
+            "choices": ["classes", "images"],
+        },
+    )
     tau: float = field(default=0.7, metadata={"help": "Entries of the mask at or below it are cut."})
     tolerance: float = field(default=0.0, metadata={"help": "Share of the forget images that may stay right."})
     loss_normalization: str = field(
@@ -101,7 +111,11 @@ class ESCTTrainingArguments(TrainingArguments):
             raise OptionError(f"`tau` is a threshold from 0 up to but not including 1, and `tau={self.tau}`.")
         if not 0 <= self.tolerance < 1:
             raise OptionError(f"`tolerance` is a share from 0 up to but not including 1, not {self.tolerance}.")
-        for name, allowed in (("loss_normalization", ("correct", "batch")), ("feature_cache", _CACHES)):
+        for name, allowed in (
+            ("scenario", ("classes", "images")),
+            ("loss_normalization", ("correct", "batch")),
+            ("feature_cache", _CACHES),
+        ):
             if getattr(self, name) not in allowed:
                 raise OptionError(f"`{name}` is one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:

@@ -38,6 +38,7 @@ def test_erase_prints_one_json_object_with_what_was_measured(erased, clothes):
             "forget",
             "before",
             "after",
+            "scenario",
             "method",
             "rank",
             "features",
@@ -252,10 +253,10 @@ def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, clot
 
 def test_missing_options_and_commands_are_exit_code_2(hf_esc, clothes):
     for arguments, words in (
-        (("erase", "embedded/resnet", "--dataset", clothes), "--forget"),
+        (("erase", "embedded/resnet", "--dataset", clothes, "--output", "new"), "Name it with `--forget LABEL`"),
         (("erase",), "MODEL"),
         (("forget",), "forget"),
-        (("evaluate", "embedded/resnet", "--dataset", clothes), "name them with --forget"),
+        (("evaluate", "embedded/resnet", "--dataset", clothes), "Name it with `--forget LABEL`"),
         (("evaluate", "embedded/resnet", "--dataset", clothes, "--forget", "Hat"), "no label 'Hat'"),
     ):
         code, out, err = hf_esc(*arguments)

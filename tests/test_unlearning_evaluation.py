@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from hf_esc import erase
 from hf_esc.data import load_images
-from hf_esc.errors import DataError, LabelError, ModelError, ProbeError
+from hf_esc.errors import DataError, ForgetSetError, LabelError, ModelError, ProbeError
 from hf_esc.evaluation import Accuracies, evaluate_accuracies
 from hf_esc.evaluation.accuracy import model_classifier
 from hf_esc.evaluation.knowledge_retention import CurvePoint, knowledge_retention, retention_curve
@@ -397,10 +397,11 @@ def test_a_reference_with_other_classes_is_refused(erased, data):
         ({"probes": ["paper", "svm"]}, ProbeError, r"no probe \['svm'\]. There are: paper, converged"),
         ({"forget_labels": [1], "forget_indices": [3]}, LabelError, "classes or rows .+ not both"),
         ({"forget_labels": []}, LabelError, "It does not say; name them"),
-        ({"forget_indices": []}, LabelError, "rows of the 600 training images"),
-        ({"forget_indices": [600]}, LabelError, "rows of the 600 training images"),
-        ({"forget_indices": [-1]}, LabelError, "rows of the 600 training images"),
-        ({"forget_indices": [3, 3]}, LabelError, "each once"),
+        ({"forget_indices": []}, ForgetSetError, "one at least of the 600 training images"),
+        ({"forget_indices": [600]}, ForgetSetError, "no row 600: rows of the 600 training images go up to 599"),
+        ({"forget_indices": [-1]}, ForgetSetError, "no row -1"),
+        ({"forget_indices": [3, 3]}, ForgetSetError, "Row 3 is named more than once"),
+        ({"forget_indices": range(600)}, ForgetSetError, "leaves nothing to keep"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(erased, data, images, options, error, message):

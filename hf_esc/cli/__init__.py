@@ -10,6 +10,7 @@ from .evaluate import evaluate
 from .push import push
 from .train import train
 from .verify import verify
+from .words import EraseCommand
 
 app = typer.Typer(
     name="hf-esc",
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(erase)
+app.command(cls=EraseCommand)(erase)
 app.command()(evaluate)
 app.command()(verify)
 app.command()(push)

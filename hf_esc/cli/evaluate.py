@@ -10,6 +10,7 @@ import typer
 from ..errors import LabelError, OptionError, OutputError
 from . import options
 from .report import accuracy_table, print_json
+from .request import WAYS, Request, Wish, read_rows
 
 
 def evaluate(
@@ -23,6 +24,9 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
+    forget_fraction: options.ForgetFraction = None,
+    forget_seed: options.ForgetSeed = None,
+    forget_indices: options.ForgetIndices = None,
     probes: Annotated[
         str,
         typer.Option(
@@ -68,7 +72,7 @@ def evaluate(
     json: options.Json = False,
 ) -> None:
     """
-    Measure what is left of forgotten classes: accuracies, and what probes read from the features, in %.
+    Measure what is left of forgotten classes, or images: accuracies, and what probes read from the features, in %.
 
     An erased model stands beside its original, which is the same file with the projection off, beside a model that was
     trained without the classes where one is given (--reference), and beside a randomly initialised network. The
@@ -76,6 +80,9 @@ def evaluate(
 
     Example: hf-esc evaluate demo --dataset embedded
     """
+    wish = Wish(forget, forget_fraction, forget_seed, read_rows(forget_indices))
+    if curve and wish.of_images:
+        raise OptionError("--curve is that of classes, and these are images of classes that stay. Leave it out.")
     from ..evaluation.attacks import ATTACKS
     from ..evaluation.probes import PROBES
 
@@ -100,6 +107,9 @@ def evaluate(
         model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
     )
     data = load_images(dataset, image_column=image_column, label_column=label_column)
+    request = wish.found_in(data, classifier.config) if wish else None
+    if request is None and not erased_labels(classifier.config):
+        raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")
     if chosen:
         from ..evaluation.unlearning import RETRAIN, evaluate_unlearning
 
@@ -109,7 +119,8 @@ def evaluate(
         report = evaluate_unlearning(
             classifier,
             data,
-            _named(forget, data, classifier),
+            request.labels if request is not None and request.rows is None else None,
+            forget_indices=request.rows if request is not None else None,
             references={} if reference_model is None else {RETRAIN: reference_model},
             probes=chosen,
             curve=curve,
@@ -125,14 +136,14 @@ def evaluate(
         if json:
             print_json(report.to_dict())
             return
-        typer.echo(f"{model} on {dataset}, forgotten: {', '.join(report.forget)}")
+        forgotten = ", ".join(report.forget) or f"{report.num_forget_train} training images"
+        typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
         typer.echo(f"Probes with any randomness are the mean of {seeds} seeds; -: not measured.\n")
         typer.echo(report.table())
         return
     run = model_classifier(classifier)
     columns = {"model": run}
-    labels: list[int] | None = None
-    erased: set[int] = set()
+    erased = erased_labels(classifier.config)
     mapping = data.labels_in(classifier.config)
     # Remote code has its own ESCModel class, so the model type decides.
     if classifier.config.model_type == ESCModel.config_class.model_type:
@@ -142,18 +153,20 @@ def evaluate(
                 return run(inputs)
 
         columns = {"original": original, "erased": run}
-        erased = erased_labels(classifier.config)
-        labels = [label for label, there in enumerate(mapping) if there in erased]
-    if forget:
-        labels = data.resolve(forget, classifier.config)
-    if not labels:
-        raise LabelError(f"Which classes should {model} have forgotten? It does not say; name them with --forget.")
+    if request is None:
+        request = Request(data, [label for label, there in enumerate(mapping) if there in erased])
+    if not request.labels and request.rows is None:
+        raise LabelError(f"{dataset!r} has no class that {model} has forgotten. Name others with {WAYS}.")
+    of_images, labels = request.rows is not None, request.labels
     measured = evaluate_accuracies(
         columns,
         data,
         labels,
+        forget_rows=request.rows,
         # A class that was erased and is not asked for is neither forgotten nor retained.
-        leave_out=[label for label, there in enumerate(mapping) if there in erased and label not in labels],
+        leave_out=[
+            label for label, there in enumerate(mapping) if there in erased and label not in labels and not of_images
+        ],
         mapping=mapping,
         processor=load_processor(classifier),
         batch_size=batch_size,
@@ -161,23 +174,13 @@ def evaluate(
         num_channels=image_channels(classifier.config),
     )
     results = {name: asdict(accuracies) for name, accuracies in measured.items()}
-    names = [data.label_names[label] if data.label_names else label for label in labels]
     if json:
-        print_json({"model": model, "dataset": dataset, "forget": names, "accuracies": results})
+        rows = {} if request.rows is None else {"forget_rows": request.rows}
+        print_json({"model": model, "dataset": dataset, "forget": request.names, **rows, "accuracies": results})
         return
-    typer.echo(f"{model} on {dataset}, forgotten: {', '.join(map(str, names))}")
+    forgotten = ", ".join(map(str, request.names)) or f"{len(request.rows or ())} training images"
+    typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
     typer.echo(accuracy_table(results))
-
-
-def _named(forget: list[str] | None, data: Any, model: Any) -> list[int] | None:
-    """The data set's classes that `--forget` means, or None for those of the ledger."""
-    if forget:
-        return data.resolve(forget, model.config)
-    from ..labels import erased_labels
-
-    if not erased_labels(model.config):
-        raise LabelError("Which classes should the model have forgotten? It does not say; name them with --forget.")
-    return None
 
 
 def _names(value: str, there_are: Sequence[str], kind: str) -> list[str]:

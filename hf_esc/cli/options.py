@@ -20,6 +20,23 @@ Dataset = Annotated[
         show_default=False,
     ),
 ]
+ForgetFraction = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Instead of classes: a share of the training images, drawn at random, whatever their classes.",
+        show_default=False,
+    ),
+]
+ForgetSeed = Annotated[int | None, typer.Option(help="Seed of the draw of --forget-fraction, by default 0.")]
+ForgetIndices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|ROW,ROW",
+        help="Instead of classes: rows of the training split, from 0, or a file with one in a line or a JSON list.",
+        show_default=False,
+    ),
+]
 ImageColumn = Annotated[str | None, typer.Option(help="The column with the images, where several could hold them.")]
 LabelColumn = Annotated[str | None, typer.Option(help="The column with the labels, where several could hold them.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]

@@ -40,7 +40,7 @@ def print_erasure(
 
     Args:
         model, dataset (`str`): As the user called them.
-        config ([`ESCConfig`]): Of the erased model.
+        config (`PretrainedConfig`): Of the erased model.
         output (`str`): Where it is.
         incomplete (`Sequence[Warning]`): Warnings that it is not whole.
         before, after (*optional*): Accuracies, where measured.
@@ -48,48 +48,70 @@ def print_erasure(
         as_json (`bool`): One object in place of text.
     """
     record = config.erasures[-1]
-    dims = [site["dim"] for site in config.sites]
+    dims = [site["dim"] for site in getattr(config, "sites", [])]  # a model whose weights were edited has none
+    of_images = record.get("scenario") == "images"
     if as_json:
         details = ["method", "rank", "tau", "steps", "cut", "bank_size", "threshold", "gate_recall", "false_alarms"]
-        details += ["unchanged", "unchanged_by_label"]
+        details += ["num_retain_images", "unchanged", "unchanged_by_label"]
+        edits = {"trained_on": record["data"]} if "data" in record else {"features": sum(dims)}
         print_json(
             {
                 "model": model,
                 "dataset": dataset,
+                "scenario": record.get("scenario", "classes"),
                 "forget": record["labels"],
                 "before": before,
                 "after": after,
                 **{name: record[name] for name in details if name in record},
-                "features": sum(dims),
+                **edits,
                 "num_forget": record["num_images"],
-                "complete": None if record["unchanged"] is None else not incomplete,
+                "complete": None if record["unchanged"] is None or of_images else not incomplete,
                 "seconds": seconds,
                 "output": output,
             }
         )
         return
-    if record["method"] == "esc":
-        each = " for each class" if record["per_class"] and len(record["labels"] or ()) > 1 else ""
-        how = f"rank {record['rank']}{each} of {' + '.join(map(str, dims))} feature directions"
-    elif record["method"] == "remap":
-        how = (
-            f"features replaced by {record['bank_size']} of other classes; the gate finds {record['gate_recall']:.1%} "
-            f"of the forget images and takes {record['false_alarms']:.2%} of the others for them"
-        )
-    else:
-        cut = " + ".join(
-            f"{round(share * dim * dim)} of {dim * dim}" for share, dim in zip(record["cut"], dims, strict=True)
-        )
-        how = f"a mask that cuts {cut} entries, after {record['steps']} steps"
-    names = ", ".join(map(str, record["labels"] or ["images without labels"]))
-    typer.echo(f"Erased {names} from {model}: {record['num_images']} images, {how}.")
+    typer.echo(f"Erased {_what(record, of_images)} from {model}: {_how(record, dims)}.")
     if before and after:
         typer.echo(accuracy_table({"before": before, "after": after}))
     if incomplete:
         typer.echo(f"NOT ERASED WHOLE. {incomplete[-1]}")
+    elif of_images:
+        typer.echo("Accuracies do not tell whether: a model that never saw these images gets most of them right, too.")
     elif record["unchanged"] is None:
         typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
     else:
         reads = "what the gate misses" if record["method"] == "remap" else "it"
         typer.echo(f"Hidden from the head. A probe trained on the features may still read {reads}.")
     typer.echo(f"The model is in {output}.")
+
+
+def _what(record: Mapping[str, Any], of_images: bool) -> str:
+    return "single images" if of_images else ", ".join(map(str, record["labels"] or ["images without labels"]))
+
+
+def _how(record: Mapping[str, Any], dims: Sequence[int]) -> str:
+    """What was done with how many images."""
+    images = f"{record['num_images']} images"
+    if record["method"] == "esc":
+        each = " for each class" if record["per_class"] and len(record["labels"] or ()) > 1 else ""
+        return f"{images}, rank {record['rank']}{each} of {' + '.join(map(str, dims))} feature directions"
+    if record["method"] == "remap":
+        return (
+            f"{images}, features replaced by {record['bank_size']} of other classes; the gate finds "
+            f"{record['gate_recall']:.1%} of the forget images and takes {record['false_alarms']:.2%} of the others "
+            "for them"
+        )
+    if record["method"] == "esc-t":
+        cut = " + ".join(
+            f"{round(share * dim * dim)} of {dim * dim}" for share, dim in zip(record["cut"], dims, strict=True)
+        )
+        return f"{images}, a mask that cuts {cut} entries, after {record['steps']} steps"
+    if record["method"] == "fisher":
+        return f"{images}, noise on the weights that {record['num_retain_images']} retain images do not depend on"
+    trained_on = {
+        "forget": "them",
+        "retain": f"{record.get('num_retain_images')} retain images, and not on them",
+        "forget + retain": f"them and {record.get('num_retain_images')} retain images",
+    }[record["data"]]
+    return f"{images}, {record['method']}, {record['steps']} steps on {trained_on}"

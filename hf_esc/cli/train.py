@@ -1,4 +1,4 @@
-"""`hf-esc train`: ESC-T with every argument of the training."""
+"""`hf-esc train`: a method that is trained, with every argument of the training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +9,12 @@ import typer
 from ..errors import OptionError, OutputError
 from .job import Clock, collected_warnings
 from .measure import before_and_after
+from .methods import TRAINED, Method, refuse_foreign
 from .report import print_erasure
+from .request import Wish, read_rows, retain_set
+from .words import value_of
+
+_METHODS = tuple(method.value for method in (Method.ESC_T, *TRAINED))
 
 
 @dataclass
@@ -18,8 +23,23 @@ class Arguments:
 
     model: str = field(metadata={"help": "A folder, an id on the Hub, or `embedded`."})
     dataset: str = field(metadata={"help": "An id on the Hub, a folder of parquet files or of images, or `embedded`."})
-    forget: list[str] = field(
-        metadata={"help": "Classes to forget, by name or number, several with spaces or commas."}
+    method: str = field(default="esc-t", metadata={"help": f"How: {', '.join(_METHODS)}."})
+    forget: list[str] | None = field(
+        default=None, metadata={"help": "Classes to forget, by name or number, several with spaces or commas."}
+    )
+    forget_fraction: float | None = field(
+        default=None, metadata={"help": "Instead of classes: a share of the training images, drawn at random."}
+    )
+    forget_seed: int | None = field(default=None, metadata={"help": "Seed of that draw; 0 if unset."})
+    forget_indices: str | None = field(
+        default=None, metadata={"help": "Instead of classes: rows of the training split, with commas or in a file."}
+    )
+    retain: str | None = field(
+        default=None,
+        metadata={
+            "help": "Images to keep, with labels, for methods that look at any; those of the data set that are not "
+            "forgotten if unset."
+        },
     )
     evaluate: bool = field(default=True, metadata={"help": "Measure accuracies before and after."})
     json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout and nothing else."})
@@ -32,31 +52,28 @@ class Arguments:
 
 def train(context: typer.Context) -> None:
     """
-    Erase classes with ESC-T, and set every argument of the training (`hf-esc train --help` lists them).
+    Erase with a method that is trained, and set every argument of the training (`hf-esc train --help` lists them).
 
-    Checkpoints and, in the end, the erased model go to `--output_dir`. A run that was cut off goes on with
-    `--resume_from_checkpoint True`. Runs in several processes under `torchrun -m hf_esc.cli train` and
-    `accelerate launch -m hf_esc.cli train`.
+    ESC-T by default; `hf-esc train --method NAME --help` lists the arguments of another. Checkpoints and, in the end,
+    the erased model go to `--output_dir`. A run that was cut off goes on with `--resume_from_checkpoint True`. Runs in
+    several processes under `torchrun -m hf_esc.cli train` and `accelerate launch -m hf_esc.cli train`.
 
     Example: hf-esc train --model embedded --dataset embedded --forget Trouser --output_dir demo --tau 0.8
     """
-    from transformers import HfArgumentParser
-
-    from ..training_args_esc_t import ESCTTrainingArguments
-
-    if not {"--help", "-h"} & set(context.args) and not any(
-        word.replace("-", "_").startswith("__output_dir") for word in context.args
-    ):
+    words = _joined(context.args)
+    method = Method.ESC_T.value if (named := value_of("method", words)) is None else named
+    if method not in _METHODS:
+        raise OptionError(f"`--method {method}` is none that is trained. There are: {', '.join(_METHODS)}.")
+    if not {"--help", "-h"} & set(words) and value_of("output_dir", words) is None:
         raise OptionError("Where should the erased model go? Name a folder with `--output_dir`.")
-    kinds: Any = (Arguments, ESCTTrainingArguments)
-    parser = HfArgumentParser(kinds, prog="hf-esc train", description=train.__doc__)
-    try:
-        arguments, training = parser.parse_args_into_dataclasses(_joined(context.args))
-    except OptionError:
-        raise
-    except ValueError as error:  # of transformers
-        raise OptionError(str(error)) from error
-    if not training.threshold:
+    from .training import arguments_of, make_trainer, parsed, result_of
+
+    kinds: Any = (Arguments, arguments_of(method))
+    arguments, training = parsed(kinds, words, method=method, prog="hf-esc train", description=train.__doc__)
+    rows = read_rows(arguments.forget_indices)
+    wish = Wish(arguments.forget, arguments.forget_fraction, arguments.forget_seed, rows).needed()
+    refuse_foreign(Method(method), {"retain": arguments.retain})
+    if not getattr(training, "threshold", True):
         raise OptionError("`--threshold False` is an ablation whose mask is not binary, and is not saved: use Python.")
     output = Path(training.output_dir)
     resume = {"True": True, "true": True, "False": None, "false": None}.get(
@@ -67,8 +84,6 @@ def train(context: typer.Context) -> None:
 
     from ..data import load_images
     from ..loading import load_classifier, load_processor
-    from ..trainer_esc_t import ESCTTrainer
-    from .progress import progress_on_stderr
 
     original = load_classifier(
         arguments.model,
@@ -77,33 +92,23 @@ def train(context: typer.Context) -> None:
         trust_remote_code=arguments.trust_remote_code,
     )
     data = load_images(arguments.dataset, image_column=arguments.image_column, label_column=arguments.label_column)
-    labels = data.resolve(arguments.forget, original.config)
+    request = wish.found_in(data, original.config)
+    kept = retain_set(Method(method), arguments.retain, request, original.config)
     processor = load_processor(original)
     clock.lap("load")
     with collected_warnings() as incomplete:
-        trainer = ESCTTrainer(
-            original,
-            training,
-            data.forget_set(labels),
-            _evaluation_sets(data, labels) if training.eval_strategy != "no" else None,
-            processing_class=processor,
-            image_column=data.image_column,
-            label_column=data.label_column,
-        )
-        progress_on_stderr(trainer, logs=True)
+        trainer = make_trainer(method, original, training, request, kept, processor, logs=True)
         trainer.train(resume_from_checkpoint=resume)
         clock.lap("erase")
         trainer.save_model()
         clock.lap("save")
     if not trainer.is_world_process_zero():
         return
-    erased: Any = trainer.erased_model
+    erased = result_of(trainer)
     before: Any = None
     after: Any = None
     if arguments.evaluate:
-        before, after = before_and_after(
-            original, erased, data, labels, processor, 64, training.dataloader_num_workers
-        )
+        before, after = before_and_after(original, erased, request, processor, 64, training.dataloader_num_workers)
         clock.lap("evaluate")
     print_erasure(
         arguments.model,
@@ -135,13 +140,6 @@ def _joined(words: list[str]) -> list[str]:
         else:
             into.append(word)
     return [*others, "--forget", *forget] if forget else others
-
-
-def _evaluation_sets(data, labels: list[int]) -> dict[str, Any]:
-    """Test images of the forgotten classes and of the others."""
-    if data.test is None:
-        raise OptionError(f"{data.name!r} has no test split for `--eval_strategy`.")
-    return {"forget": data.select(data.test, labels), "retain": data.select(data.test, labels, keep=False)}
 
 
 def _check_output(output: Path, *, resume: Any, overwrite: bool) -> None:

@@ -68,6 +68,7 @@ def evaluate_accuracies(
     *,
     mapping: Sequence[int],
     processor: Any,
+    forget_rows: Sequence[int] | None = None,
     leave_out: Sequence[int] = (),
     batch_size: int = 64,
     num_workers: int = 0,
@@ -82,6 +83,8 @@ def evaluate_accuracies(
         forget (`Sequence[int]`): The data set's class indices that are to be forgotten; may be empty.
         mapping (`Sequence[int]`): The classifiers' class for each of the data set's, from [`ImageData.labels_in`].
         processor: The classifiers' image processor.
+        forget_rows (`Sequence[int]`, *optional*): Rows of the training split that are to be forgotten, of any class,
+            in place of classes. There is no forget test data then, and no HM.
         leave_out (`Sequence[int]`): The data set's class indices that count as neither, such as those erased earlier.
         batch_size, num_workers, num_channels: As in [`image_batches`].
 
@@ -98,29 +101,42 @@ def evaluate_accuracies(
             split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=num_channels
         )
         total = -(-len(split) // batch_size)
+        gone = None
+        if forget_rows is not None:
+            gone = torch.zeros(len(split), dtype=torch.bool)
+            gone[list(forget_rows) if split_name == "train" else []] = True
         for name, share in _count(
             classifiers,
             logging.tqdm(batches, total=total, desc=f"Accuracy, {split_name}", unit="batch"),
             forget,
             leave_out,
             torch.tensor(mapping),
+            gone,
         ).items():
             shares[name][split_name] = share
     return {
-        name: Accuracies(*share["train"], *share["test"], _hm(*share["train"]), _hm(*share["test"]))
+        name: Accuracies(
+            *share["train"],
+            *share["test"],
+            *((None, None) if forget_rows is not None else (_hm(*share["train"]), _hm(*share["test"]))),
+        )
         for name, share in shares.items()
     }
 
 
 @torch.no_grad()
-def _count(classifiers, batches, forget, leave_out, mapping: Tensor) -> dict[str, tuple[float | None, float | None]]:
-    """For each classifier, the accuracies on forget and on retain images."""
+def _count(
+    classifiers, batches, forget, leave_out, mapping: Tensor, gone: Tensor | None
+) -> dict[str, tuple[float | None, float | None]]:
+    """For each classifier, the accuracies on forget (`gone` by row, where it is rows) and on retain images."""
     right = {name: [0, 0] for name in classifiers}
     seen = [0, 0]
     forget_labels, left_out = (torch.tensor(list(labels), dtype=torch.long) for labels in (forget, leave_out))
+    start = 0
     for batch in batches:
         labels = batch.pop("labels")
-        forgotten = torch.isin(labels, forget_labels)
+        forgotten = torch.isin(labels, forget_labels) if gone is None else gone[start : start + len(labels)]
+        start += len(labels)
         groups = [forgotten, ~forgotten & ~torch.isin(labels, left_out)]
         for index, group in enumerate(groups):
             seen[index] += int(group.sum())

@@ -98,6 +98,7 @@ def evaluate_unlearning(
 
     Raises:
         LabelError: If it is not known what was to be forgotten.
+        ForgetSetError: If `forget_indices` are no rows, as [`ImageData.check_rows`] says.
         ModelError: If a reference has other classes than the model, or in another order.
         DataError: If the data set has no test split.
         ProbeError: If there is no such probe or attack, a forget label has no training or no test images, and as
@@ -249,11 +250,7 @@ def _forget_labels(model, data: ImageData, forget_labels, forget_indices) -> lis
     if forget_indices is not None:
         if forget_labels is not None:
             raise LabelError("Name classes or rows that were to be forgotten, not both.")
-        rows = list(forget_indices)
-        if not rows or min(rows) < 0 or max(rows) >= len(data.train) or len(set(rows)) != len(rows):
-            raise LabelError(
-                f"`forget_indices` should be rows of the {len(data.train)} training images, each once, one at least."
-            )
+        data.check_rows(forget_indices)
         return []
     mapping = data.labels_in(model.config)
     if forget_labels is not None:

@@ -162,11 +162,7 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
         return collate(source.__getitems__(rows))
 
     def fingerprints() -> list[bytes]:
-        return [
-            hashlib.sha256(cell["bytes"] if cell["bytes"] is not None else str(cell["path"]).encode()).digest()
-            for start in range(0, len(files), _CHUNK)
-            for cell in files[start : start + _CHUNK][image_column]
-        ]
+        return file_fingerprints(images, image_column)
 
     one = sum(value.numel() * value.element_size() for value in read([0]).values())
     if one * len(files) > memory * 2**20:
@@ -174,6 +170,16 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
     parts = [read(list(range(start, min(start + _CHUNK, len(files))))) for start in range(0, len(files), _CHUNK)]
     kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return LabelledImages(mapping[labels], _of_tensors(kept), fingerprints, from_files=True), processor
+
+
+def file_fingerprints(images: datasets.Dataset, image_column: str) -> list[bytes]:
+    """One fingerprint for each image, of its file's bytes, or of the path where that is all there is."""
+    files = images.with_format(None).select_columns([image_column]).cast_column(image_column, Image(decode=False))
+    return [
+        hashlib.sha256(cell["bytes"] if cell["bytes"] is not None else str(cell["path"]).encode()).digest()
+        for start in range(0, len(files), _CHUNK)
+        for cell in files[start : start + _CHUNK][image_column]
+    ]
 
 
 def _of_batches(batches: Any, num_labels: int | None, what: str) -> LabelledImages:

@@ -319,7 +319,7 @@ class UnlearningTrainer(SafetensorsTrainer):
         record = ledger_record(
             self.teacher.config,
             self.method,
-            self.settings() | {"steps": self.state.global_step, "data": self._data()},
+            self.settings() | {"steps": self.state.global_step, "data": self._data()} | self._retain_images(),
             labels=self.forget_labels.tolist() if of_classes else [],
             num_images=len(self.forget),
             unchanged=unchanged,
@@ -335,6 +335,9 @@ class UnlearningTrainer(SafetensorsTrainer):
 
     def _data(self) -> str:
         return " + ".join(name for name, used in (("forget", self.uses_forget), ("retain", self.uses_retain)) if used)
+
+    def _retain_images(self) -> dict[str, int]:
+        return {} if self.retain is None else {"num_retain_images": len(self.retain)}
 
     def settings(self) -> dict[str, Any]:
         """What the ledger says of the training: the arguments of the method, and those that every training has."""

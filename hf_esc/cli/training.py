@@ -1,0 +1,139 @@
+"""Trainings from the command line: the arguments of a method, and its Trainer. Commands import it when they run."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import ModelError, OptionError
+from ..trainer_esc_t import ESCTTrainer
+from ..training_args_esc_t import ESCTTrainingArguments
+from ..unlearning import METHODS
+from .progress import progress_on_stderr
+from .request import Request
+
+
+@dataclass
+class FisherArguments:
+    """What [`fisher_forgetting`][hf_esc.unlearning.fisher.fisher_forgetting] takes, with its defaults."""
+
+    alpha: float = field(default=1e-7, metadata={"help": "Strength of the noise."})
+    floor: float = field(default=1e-3, metadata={"help": "The least information of a weight."})
+    zero_head_rows: bool = field(default=False, metadata={"help": "Set the rows of the head to zero, too."})
+    num_images: int | None = field(default=None, metadata={"help": "Retain images to look at; all by default."})
+    image_memory: int = field(default=1024, metadata={"help": "The most MiB of preprocessed images in memory."})
+
+
+class _Parser(HfArgumentParser):
+    """An error of it is one of ours, and not two pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise OptionError(message[:1].upper() + message[1:])
+
+
+def arguments_of(method: str) -> type[TrainingArguments]:
+    """The kind of arguments of a training."""
+    return ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
+
+
+def parsed(
+    kinds: Sequence[Any], words: Sequence[str], *, method: str, others: Iterable[str] = (), **described: Any
+) -> tuple[Any, ...]:
+    """
+    Words of a command line as dataclasses. `--learning-rate` is `--learning_rate`.
+
+    Args:
+        kinds (`Sequence[type]`): The dataclasses.
+        words (`Sequence[str]`): `--name value`; the last one of a name counts.
+        method (`str`): For errors.
+        others (`Iterable[str]`): Further options that there are, which a wrong one could have meant.
+        described: `prog` and `description`, for the help.
+
+    Raises:
+        OptionError: If there is no such argument, with near ones, or a value does not fit.
+    """
+    if "scenario" in given(words):
+        raise OptionError("`--scenario` follows from what is to be forgotten, classes or images. Leave it out.")
+    parser = _Parser(list(kinds), allow_abbrev=False, **described)
+    try:
+        *found, rest = parser.parse_args_into_dataclasses(
+            list(words), return_remaining_strings=True, look_for_args_file=False
+        )
+    except OptionError:
+        raise
+    except ValueError as error:  # of transformers
+        raise OptionError(str(error)) from error
+    if rest:
+        there_are = {*parser._option_string_actions, *others}
+        raise OptionError(
+            " ".join(_unknown(word, there_are, method) for word in rest if word.startswith("--"))
+            or f"What is {' '.join(rest)!r}? There is no option before it that takes it."
+        )
+    return tuple(found)
+
+
+def _unknown(word: str, there_are: Iterable[str], method: str) -> str:
+    name = word.split("=", 1)[0]
+    # In the spelling of the user.
+    alike = sorted({option.replace(*("-", "_") if "_" in name else ("_", "-")) for option in there_are})
+    near = difflib.get_close_matches(name.strip("-"), [option.strip("-_") for option in alike], n=3)
+    return f"No such option of `--method {method}`: {name}." + (
+        f" Near it: {', '.join(f'--{option}' for option in near)}." if near else ""
+    )
+
+
+def given(words: Sequence[str]) -> set[str]:
+    """The names of the arguments in a command line."""
+    return {word[2:].split("=", 1)[0].replace("-", "_") for word in words if word.startswith("--")}
+
+
+def as_words(settings: dict[str, Any]) -> list[str]:
+    """Settings, without those that are None, as words of a command line."""
+    return [word for name, value in settings.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def check_device(device: str | None) -> None:
+    """Raise a [`ModelError`] where a training would not run on this device."""
+    number = (device or "").partition(":")[2]  # what is no device at all, loading the model says
+    if number not in ("", "0"):
+        raise ModelError(f"Training runs on the first device that is visible, not on {device!r}. Hide the others.")
+
+
+def make_trainer(
+    method: str, original: Any, args: Any, request: Request, retain: Any, processor: Any, *, logs: bool
+) -> Any:
+    """
+    The Trainer of a method, with its progress on stderr.
+
+    Args:
+        method (`str`): `"esc-t"` or one of [`METHODS`][hf_esc.unlearning].
+        original (`PreTrainedModel`): The classifier.
+        args (`TrainingArguments`): Of the method's kind.
+        request ([`Request`]): What is to be forgotten.
+        retain (`datasets.Dataset`, *optional*): Images to keep, where the method looks at them.
+        processor: The image processor.
+        logs (`bool`): Whether logs are shown too.
+    """
+    args.scenario = request.scenario
+    common: dict[str, Any] = {
+        "eval_dataset": request.evaluation_sets() if args.eval_strategy != "no" else None,
+        "processing_class": processor,
+        "image_column": request.data.image_column,
+        "label_column": request.data.label_column,
+    }
+    trainer: Any
+    if method == "esc-t":
+        trainer = ESCTTrainer(original, args, request.forget_set(), **common)
+    else:
+        trainer = METHODS[method](original, args, request.forget_set(), retain, **common)
+    progress_on_stderr(trainer, logs=logs)
+    return trainer
+
+
+def result_of(trainer: Any) -> Any:
+    """What a training leaves: an erased model with a projection, or the model whose weights were edited."""
+    return trainer.erased_model if isinstance(trainer, ESCTTrainer) else trainer.model

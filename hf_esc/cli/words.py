@@ -1,0 +1,47 @@
+"""The words of a command line that `typer` leaves to the parser of a training."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from typer.core import TyperCommand
+
+from .methods import EDITS
+
+
+class EraseCommand(TyperCommand):
+    """Takes the arguments of a training too, each with its value, where `--method` is one that is trained."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        own: list[str] = args
+        further: list[str] = []
+        if value_of("method", args) in [method.value for method in EDITS]:
+            known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+            own, further = _parted(args, {*known, *ctx.help_option_names})
+        super().parse_args(ctx, own)
+        ctx.args = further
+        return further
+
+
+def _parted(words: list[str], known: set[str]) -> tuple[list[str], list[str]]:
+    """The words of known options and arguments, and those of all other options with their values."""
+    own, further, left = [], [], list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--") or word.split("=", 1)[0] in known:
+            own.append(word)
+            continue
+        further.append(word)
+        if "=" not in word and left and not re.match(r"-(?![\d.])", left[0]):
+            further.append(left.pop(0))
+    return own, further
+
+
+def value_of(name: str, words: Sequence[str]) -> str | None:
+    """The value of an option in a command line, the last one where there are several, None where there is none."""
+    found = None
+    for word, following in zip(words, [*words[1:], ""], strict=False):
+        option, equals, value = word.partition("=")
+        if option.replace("-", "_") == f"__{name}":
+            found = value if equals else following
+    return found

@@ -1,0 +1,336 @@
+"""The methods that edit weights on the command line: `hf-esc erase --method NAME` and `hf-esc train --method NAME`."""
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+import torch
+from datasets import DatasetDict, Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetForImageClassification, pipeline
+
+from hf_esc.cli.methods import EDITS, RETAIN, TRAINED, Method
+from hf_esc.data import load_images
+from hf_esc.unlearning import METHODS, fisher_forgetting
+from hf_esc.unlearning.neg_grad import NegGradTrainer
+
+FORGET = ("--forget", "Trouser")
+SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "8")
+TRAIN = ("train", "--model", "embedded/resnet", *FORGET, "--evaluate", "False", "--json", "True")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory, fashion) -> str:
+    """A folder of 100 images to train, 40 to test."""
+    folder = tmp_path_factory.mktemp("few")
+    DatasetDict(train=fashion.train.select(range(100)), test=fashion.test.select(range(40))).save_to_disk(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def erase(hf_esc, few, tmp_path):
+    """`hf-esc erase` of the embedded ResNet's trousers into `tmp_path / "out"`, without accuracies."""
+
+    def command(method, *arguments, forget=FORGET):
+        common = ("--dataset", few, *forget, "--output", tmp_path / "out", "--no-evaluate")
+        return hf_esc("erase", "embedded/resnet", *common, "--method", method, *arguments)
+
+    return command
+
+
+def ledger(folder) -> list[dict]:
+    return json.loads((folder / "config.json").read_text())["erasures"]
+
+
+def counts(few) -> tuple[int, int]:
+    data = load_images(few)
+    forget = len(data.forget_set([1]))
+    return forget, len(data.train) - forget
+
+
+# What the command line says without a heavy import is what the library has.
+
+
+def test_the_methods_are_those_of_the_library():
+    assert {method.value for method in Method} == {*METHODS, "esc", "esc-t", "remap", "fisher"}
+    assert {method.value for method in TRAINED} == set(METHODS)
+    assert {m.value for m in RETAIN} == {name for name, m in METHODS.items() if m.uses_retain} | {"fisher"}
+
+
+def test_the_settings_of_fisher_are_those_of_the_function():
+    from hf_esc.cli.training import FisherArguments
+
+    defaults = {name: p.default for name, p in inspect.signature(fisher_forgetting).parameters.items()}
+    ours = {field.name: field.default for field in dataclasses.fields(FisherArguments)}
+    assert ours == {name: defaults[name] for name in ours}
+    elsewhere = {"model", "forget_set", "retain_set", "scenario", "seed", "batch_size", "processor"}
+    assert set(defaults) == {*ours, *elsewhere, "image_column", "label_column"}
+
+
+# Every method, once
+
+
+@pytest.mark.parametrize("method", [method.value for method in EDITS])
+def test_each_method_leaves_a_plain_checkpoint_with_its_image_processor(hf_esc, few, resnet, tmp_path, method):
+    short = ("--num-images", "6", "--alpha", "1e-3") if method == "fisher" else (*SHORT, "--learning-rate", "0.01")
+    arguments = ("--dataset", few, *FORGET, "--output", tmp_path / "out", "--method", method, "--json", *short)
+    code, out, err = hf_esc("erase", "embedded/resnet", *arguments)
+    assert code == 0, err
+    result = json.loads(out)  # and nothing else
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    forget, retain = counts(few)
+    assert (result["method"], result["forget"], result["num_forget"]) == (method, ["Trouser"], forget)
+    uses = METHODS.get(method)
+    expected = "retain" if uses is None else " + ".join(["forget"] * uses.uses_forget + ["retain"] * uses.uses_retain)
+    assert result["trained_on"] == expected
+    kept = {"fisher": 6, "bad-teacher": round(0.3 * retain)}.get(method, retain)
+    assert result.get("num_retain_images") == (kept if "retain" in expected else None)
+    assert result.get("steps") == (None if method == "fisher" else 2)
+    assert (result["scenario"], "features" in result) == ("classes", False)
+    # Of the original's architecture, without anything in front of its head, and another network.
+    model, info = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert type(model) is ResNetForImageClassification
+    assert not any(info.values())
+    assert [record["method"] for record in model.config.erasures] == [method]
+    before, after = resnet.state_dict(), model.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    # What it says in a pipeline is what it says.
+    data = load_images(few)
+    picture = data.test.cast_column("image", Image())[0]["image"].convert("RGB")
+    classify = pipeline("image-classification", model=str(tmp_path / "out"), device="cpu")
+    [first, *_] = classify(picture)
+    inputs = AutoImageProcessor.from_pretrained(tmp_path / "out")(picture, return_tensors="pt")
+    with torch.no_grad():
+        probabilities = model(**inputs).logits.softmax(dim=1)[0]
+    assert first["label"] == model.config.id2label[int(probabilities.argmax())]
+    assert first["score"] == pytest.approx(probabilities.max().item(), abs=1e-5)
+
+
+def test_for_people_it_says_which_images_were_trained_on(erase, few, tmp_path):
+    forget, retain = counts(few)
+    for method, words in {
+        "delete": f"Erased Trouser from embedded/resnet: {forget} images, delete, 2 steps on them.",
+        "scrub": f"{forget} images, scrub, 2 steps on them and {retain} retain images.",
+        "finetune": f"{forget} images, finetune, 2 steps on {retain} retain images, and not on them.",
+    }.items():
+        code, out, _ = erase(method, *SHORT, "--overwrite")
+        assert code == 0
+        assert words in " ".join(out.split())
+    code, out, _ = erase("fisher", "--num-images", 5, "--overwrite")
+    assert f"{forget} images, noise on the weights that 5 retain images do not depend on." in out
+
+
+def test_it_forgets(hf_esc, clothes, tmp_path):
+    arguments = ("--dataset", clothes, *FORGET, "--output", tmp_path / "out", "--method", "delete", "--json")
+    code, out, err = hf_esc("erase", "embedded/resnet", *arguments, "--learning-rate", "0.005", "--epochs", "10")
+    assert (code, "Warning" in err) == (0, False)
+    result = json.loads(out)
+    assert result["complete"] is True
+    assert result["before"]["forget_test"] > 90 > 10 > result["after"]["forget_test"]
+    assert result["after"]["retain_test"] > result["before"]["retain_test"] - 10
+    # What it has forgotten is in the ledger, so a look and a second request know.
+    code, out, _ = hf_esc("evaluate", tmp_path / "out", "--dataset", clothes, "--probes", "none", "--json")
+    measured = json.loads(out)
+    assert (measured["forget"], measured["accuracies"]) == (["Trouser"], {"model": result["after"]})
+    second = ("--dataset", clothes, "--forget", "Bag", "--output", tmp_path / "two", "--method", "finetune", "--json")
+    code, out, _ = hf_esc("erase", tmp_path / "out", *second, *SHORT, "--no-evaluate")
+    labels = load_images(clothes).train["label"]
+    assert json.loads(out)["num_retain_images"] == sum(label not in (1, 8) for label in labels)
+    assert [record["method"] for record in ledger(tmp_path / "two")] == ["delete", "finetune"]
+
+
+# Arguments
+
+
+def test_arguments_of_the_training_are_taken_in_both_spellings(erase, tmp_path):
+    settings = ("--learning_rate", "0.5", "--max-grad-norm=2", "--redraw", "--mask", "all")
+    code, _, err = erase("random-label", *SHORT, *settings)
+    assert code == 0, err
+    [record] = ledger(tmp_path / "out")
+    assert {name: record[name] for name in ("learning_rate", "max_grad_norm", "redraw", "mask")} == {
+        "learning_rate": 0.5,
+        "max_grad_norm": 2,
+        "redraw": True,
+        "mask": "all",
+    }
+
+
+def test_arguments_may_stand_before_the_model(hf_esc, few, tmp_path):
+    common = ("--dataset", few, *FORGET, "--output", tmp_path / "out", "--no-evaluate")
+    code, _, err = hf_esc("erase", "--method=delete", "--learning-rate", "0.5", *SHORT, "embedded/resnet", *common)
+    assert code == 0, err
+    assert ledger(tmp_path / "out")[0]["learning_rate"] == 0.5
+
+
+def test_seed_epochs_and_batch_size_are_those_of_the_command(erase, few, tmp_path):
+    code, out, _ = erase("delete", "--seed", 7, "--epochs", 2, "--per-device-train-batch-size", 8, "--json")
+    assert code == 0
+    [record] = ledger(tmp_path / "out")
+    assert (record["seed"], record["num_train_epochs"], record["batch_size"]) == (7, 2, 8)
+    assert json.loads(out)["steps"] == 2 * -(-counts(few)[0] // 8)
+    code, _, err = erase("fisher", "--seed", 7, "--batch-size", 3, "--num-images", 4, "--floor", "0.1", "--overwrite")
+    assert code == 0, err
+    [record] = ledger(tmp_path / "out")
+    assert (record["seed"], record["floor"], record["num_retain_images"]) == (7, 0.1, 4)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        (
+            "delete",
+            ("--lerning-rate", "1"),
+            "No such option of `--method delete`: --lerning-rate. Near it: --learning-rate",
+        ),
+        ("delete", ("--gamma", "1"), "No such option of `--method delete`: --gamma"),
+        ("delete", ("--image_colum", "x"), "--image_colum. Near it: --image_column"),
+        ("fisher", ("--learning-rate", "1"), "No such option of `--method fisher`: --learning-rate"),
+        ("esc", ("--learning-rate", "1"), "No such option"),
+        ("esc-t", ("--learning-rate", "1"), "No such option"),
+        ("remap", ("--learning-rate", "1"), "No such option"),
+        ("delete", ("--learning-rate", "much"), "invalid float value: 'much'"),
+        ("delete", ("--learning-rate", "-1"), "`learning_rate` is above 0, and it is -1.0"),
+        ("delete", ("--mask", "none"), "invalid choice: 'none'"),
+        ("delete", ("--optim", "none"), "none is not a valid OptimizerNames"),
+        ("delete", ("--epochs", "0"), "`num_train_epochs` is above 0"),
+        ("delete", ("--epochs", "1", "--num-train-epochs", "2"), "are the same. Leave one out"),
+        ("delete", ("--output-dir", "x"), "--output-dir has no place here: `--output` is the folder"),
+        ("delete", ("--resume-from-checkpoint", "True"), "`hf-esc train` keeps checkpoints and goes on from them"),
+        ("delete", ("--push-to-hub", "True"), "`hf-esc push`"),
+        ("delete", ("--scenario", "images"), "`--scenario` follows from what is to be forgotten"),
+        ("delete", ("--device", "nonsense"), "The device 'nonsense' cannot be used"),
+        ("delete", ("--device", "cuda:1"), "Training runs on the first device"),
+        ("delete", ("--rank", "2"), "--rank belongs to `--method esc`, and this is delete"),
+        ("delete", ("--tau", "0.5"), "--tau belongs to `--method esc-t`, and this is delete"),
+        ("delete", ("--retain", "embedded"), "--retain belongs to `--method remap` and to `neg-grad-plus`"),
+        ("scrub", ("--bank-size", "5"), "--bank-size belongs to `--method remap`, and this is scrub"),
+        ("fisher", ("--epochs", "2"), "--epochs belongs to `--method esc-t` and to `delete`"),
+        ("fisher", ("--alpha", "0"), "`alpha` is above 0"),
+        ("scrub", ("--forget-epochs", "0"), "nothing would be forgotten"),
+        ("scrub", ("--retain", "nowhere"), "'nowhere' cannot be loaded"),
+        ("scrub", ("--retain", "embedded"), "images of Trouser, which would teach again what is to be forgotten"),
+        ("unlearn", (), "unlearn"),
+        ("delete", ("--learning-rate",), "expected one argument"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_exit_code_2_by_name_and_nothing_written(erase, tmp_path, method, options, message):
+    code, out, err = erase(method, *options, "--json")
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.replace("│", " ").split())
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_with_a_projection_is_refused(hf_esc, erase, few, tmp_path):
+    assert erase("esc")[0] == 0
+    arguments = ("--dataset", few, "--forget", "Bag", "--output", tmp_path / "two", "--method", "delete")
+    code, _, err = hf_esc("erase", tmp_path / "out", *arguments)
+    assert (code, (tmp_path / "two").exists()) == (2, False)
+    assert "This is an erased model, whose projection stands in front of the head" in err
+
+
+def breaking(after: int):
+    """A loss of NegGrad that is not finite after so many steps."""
+    own = NegGradTrainer.unlearning_loss
+
+    def loss(self, model, forget, retain):
+        value = own(self, model, forget, retain)
+        return value * float("nan") if self.state.global_step >= after else value
+
+    return loss
+
+
+def test_a_run_that_diverges_leaves_no_folder(erase, tmp_path, monkeypatch):
+    monkeypatch.setattr(NegGradTrainer, "unlearning_loss", breaking(1))
+    code, out, err = erase("neg-grad", *SHORT, "--json")
+    assert (code, out, list(tmp_path.iterdir())) == (2, "", [])
+    assert "neg-grad diverged at step 1: the loss is nan." in err
+    assert "Take a smaller `learning_rate` than" in err
+
+
+def test_the_images_to_keep_can_be_others_in_columns_of_other_names(erase, few, fashion, tmp_path):
+    data = load_images(few)
+    kept = data.select(fashion.train.select(range(1000, 1100)), [1], keep=False)
+    others = kept.rename_columns({"image": "photo", "label": "category"})
+    DatasetDict(train=others).save_to_disk(tmp_path / "others")
+    code, out, err = erase("finetune", "--retain", tmp_path / "others", *SHORT, "--json")
+    assert code == 0, err
+    assert json.loads(out)["num_retain_images"] == len(kept)
+
+
+# hf-esc train
+
+
+def test_train_keeps_checkpoints_and_goes_on_from_them(hf_esc, few, tmp_path):
+    settings = (
+        "--method",
+        "delete",
+        "--dataset",
+        few,
+        "--learning_rate",
+        "0.01",
+        "--per_device_train_batch_size",
+        "4",
+    )
+    whole, cut = (("--output_dir", tmp_path / name, "--num_train_epochs", 2) for name in ("whole", "cut"))
+    code, out, err = hf_esc(*TRAIN, *settings, *whole)
+    assert code == 0, err
+    result = json.loads(out)
+    assert (result["method"], result["trained_on"]) == ("delete", "forget")
+    assert any((tmp_path / "whole").glob("checkpoint-*/model.safetensors"))
+    # The same command again is refused; cut off after one epoch and taken up again, it comes to the same.
+    assert "--resume_from_checkpoint True" in hf_esc(*TRAIN, *settings, *whole)[2]
+    code, _, err = hf_esc(*TRAIN, *settings, *cut[:2], "--num_train_epochs", 1)
+    assert code == 0, err
+    code, out, err = hf_esc(*TRAIN, *settings, *cut, "--resume_from_checkpoint", "True")
+    assert code == 0, err
+    assert json.loads(out)["steps"] == result["steps"]
+    one, other = (
+        AutoModelForImageClassification.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "cut")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    pipeline("image-classification", model=str(tmp_path / "cut"), device="cpu")
+
+
+def test_train_leaves_the_last_good_checkpoint_of_a_run_that_diverges(hf_esc, few, tmp_path, monkeypatch):
+    monkeypatch.setattr(NegGradTrainer, "unlearning_loss", breaking(3))
+    settings = ("--method", "neg-grad", "--dataset", few, "--output_dir", tmp_path, "--save_strategy", "steps")
+    settings += ("--save_steps", "1", "--per_device_train_batch_size", "2")
+    code, out, err = hf_esc(*TRAIN, *settings)
+    assert (code, out) == (2, "")
+    assert f"The last good checkpoint is {tmp_path / 'checkpoint-3'}" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+    AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoint-3")
+
+
+def test_train_is_watched_on_test_images_and_takes_retain_images(hf_esc, few, clothes, tmp_path):
+    settings = ("--method", "finetune", "--dataset", few, "--output_dir", tmp_path / "out", "--max_steps", "2")
+    code, out, err = hf_esc(*TRAIN, *settings, "--eval_strategy", "epoch")
+    assert code == 0, err
+    assert json.loads(out)["num_retain_images"] == counts(few)[1]
+    assert "'eval_forget_accuracy'" in err
+    assert "'eval_retain_accuracy'" in err
+    code, _, err = hf_esc(*TRAIN, *settings, "--output_dir", tmp_path / "new", "--retain", clothes)
+    assert code == 2
+    assert "images of Trouser, which would teach again" in err
+
+
+def test_train_help_lists_the_arguments_of_the_method_and_wrong_ones_are_refused(hf_esc, few, tmp_path):
+    code, out, _ = hf_esc("train", "--method", "scrub", "--help")
+    assert (code, "--forget_epochs" in out, "--loss_normalization" in out) == (0, True, False)
+    for wrong, message in (
+        (("--method", "fisher"), "`--method fisher` is none that is trained. There are: esc-t, delete"),
+        (("--method", "scrub", "--tau", "2"), "No such option of `--method scrub`: --tau"),
+        (("--method", "delete", "--retain", few), "--retain belongs to"),
+        (("--method", "delete", "--temprature", "2"), "--temprature. Near it: --temperature"),
+        (("--method", "delete", "--forget_fraction", "0.1"), "in one way: `--forget LABEL`"),
+        (("--method", "delete", "--scenario", "images"), "`--scenario` follows from what is to be forgotten"),
+    ):
+        code, out, err = hf_esc(*TRAIN, "--dataset", few, "--output_dir", tmp_path / "out", *wrong)
+        assert (code, out) == (2, "")
+        assert message in err
+    code, _, err = hf_esc("train", "--model", "embedded/resnet", "--dataset", few, "--output_dir", tmp_path / "out")
+    assert code == 2
+    assert "What is to be forgotten? Name it with `--forget LABEL`" in err
+    assert not list(tmp_path.iterdir())
