@@ -52,7 +52,7 @@ def forget_batches(
     if not isinstance(forget_set, datasets.Dataset | datasets.IterableDataset):
         if not isinstance(forget_set, Iterable):
             raise ForgetSetError(f"A {what} is a data set or an iterable of batches, not {type(forget_set).__name__}.")
-        return ready_batches(forget_set), processor if processor is not None else _processor_at_hand(model)
+        return ready_batches(forget_set), processor if processor is not None else processor_at_hand(model)
     total = None
     if isinstance(forget_set, datasets.Dataset):
         if not len(forget_set):
@@ -117,7 +117,7 @@ def map_labels(batch: Batch, mapping: list[int]) -> Batch:
     return batch | {"labels": torch.tensor(mapping)[labels]}
 
 
-def _processor_at_hand(model: PreTrainedModel):
+def processor_at_hand(model: PreTrainedModel):
     """The model's image processor, or None: ready batches need none, and the result carries it where there is one."""
     try:
         return load_processor(model)
