@@ -29,7 +29,7 @@ def known_settings(method: str) -> set[str]:
     if method == "esc-t":
         return {field.name for field in fields(ESCTTrainingArguments)}
     return {
-        "esc": {"p", "rank", "per_class"},
+        "esc": {"p", "rank", "per_class", "scenario"},
         "remap": {"bank_size", "threshold"},
         "fisher": {"alpha", "floor", "zero_head_rows", "num_images", "batch_size", "scenario"},
     }[method]
@@ -51,9 +51,7 @@ def forget(
     """
     if unknown := set(settings) - known_settings(method):
         raise ValueError(f"{method} has no settings {sorted(unknown)}.")
-    columns = {"image_column": data.image_column}
-    if data.label_column in forget_set.column_names:
-        columns["label_column"] = data.label_column
+    columns = {"image_column": data.image_column, "label_column": data.label_column}
     common = {"processor": processor, **columns}
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore", IncompleteErasureWarning)  # it is in the numbers

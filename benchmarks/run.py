@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import METHODS, RETAIN_DATA, forget
+from methods import RETAIN_DATA, forget
 from performance import setting
 from results import read, write
 from transformers import HfArgumentParser, PreTrainedModel
@@ -98,7 +98,7 @@ def settings_of(method: dict[str, Any], experiment: Experiment, tuning: Path) ->
                 f"{experiment.model} --methods {method['method']}`."
             )
         settings = {tuned_name(method["method"]): found["best"]} | settings
-    if experiment.fraction and method["method"] in {*METHODS, "fisher", "esc-t"}:
+    if experiment.fraction:
         settings["scenario"] = "images"
     return settings
 
@@ -140,10 +140,9 @@ class Subject:
         """Images to forget, the others, and what `measure` calls them."""
         train = self.data.train
         if self.experiment.fraction:
-            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-            rows = order[: round(self.experiment.fraction * len(train))].sort().values.tolist()
-            others = sorted(set(range(len(train))) - set(rows))
-            return train.select(rows), train.select(others), {"forget_labels": [], "forget_indices": rows}
+            rows = self.data.rows_to_forget(self.experiment.fraction)
+            others = self.data.rows(rows, keep=False)
+            return self.data.rows(rows), others, {"forget_labels": [], "forget_indices": rows}
         labels = self.data.resolve(request, self.original.config)
         others = self.data.select(train, labels, keep=False)
         return self.data.forget_set(labels), others, {"forget_labels": labels}
@@ -247,10 +246,6 @@ def run_experiment(
                     made |= subject.row(found[0], label, so_far, seed, found[1])
                 else:
                     forget_set, retain_set, _ = subject.sets(request)
-                    if experiment.fraction and method["method"] == "esc":
-                        forget_set = forget_set.remove_columns(
-                            subject.data.label_column
-                        )  # images of classes that stay
                     try:
                         sets = (subject.data, forget_set, retain_set, subject.processor)
                         model, spent = forget(method["method"], model, *sets, settings, seed)

@@ -17,7 +17,7 @@ argument of `transformers.TrainingArguments` is taken too; set `OMP_NUM_THREADS=
 import json
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -184,8 +184,7 @@ def main() -> None:
         train = data.select(train, [names.index(arguments.exclude)], keep=False)
     if arguments.exclude_fraction:
         embedded = chosen_per_class(data, data.train, TRAIN_IMAGES_PER_CLASS)
-        order = torch.randperm(len(embedded), generator=torch.Generator().manual_seed(0)).numpy()
-        gone = embedded[order[: round(arguments.exclude_fraction * len(embedded))]]
+        gone = embedded[replace(data, train=train_part).rows_to_forget(arguments.exclude_fraction)]
         train = train.select(np.setdiff1d(np.arange(len(train)), gone))
     trainer = AugmentingTrainer(
         model=model,

@@ -121,7 +121,8 @@ class ImageData:
             raise ForgetSetError(
                 f"The share {fraction} of {total} training images comes to {count} of them. Take another share."
             )
-        return sorted(np.random.default_rng(seed).choice(total, count, replace=False).tolist())
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        return order[:count].sort().values.tolist()
 
     def check_rows(self, rows: Iterable[int]) -> list[int]:
         """

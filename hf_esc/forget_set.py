@@ -57,7 +57,7 @@ def forget_batches(
         batches = ready_batches(forget_set)
         if not with_labels:
             batches = ({name: value for name, value in batch.items() if name != "labels"} for batch in batches)
-        return batches, processor if processor is not None else _processor_at_hand(model)
+        return batches, processor if processor is not None else processor_at_hand(model)
     total = None
     if isinstance(forget_set, datasets.Dataset):
         if not len(forget_set):
@@ -125,7 +125,7 @@ def map_labels(batch: Batch, mapping: list[int]) -> Batch:
     return batch | {"labels": torch.tensor(mapping)[labels]}
 
 
-def _processor_at_hand(model: PreTrainedModel):
+def processor_at_hand(model: PreTrainedModel):
     """The model's image processor, or None: ready batches need none, and the result carries it where there is one."""
     try:
         return load_processor(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from .version import __version__
 
 # The share of unchanged predictions above which an erasure is called incomplete.
 MOST_UNCHANGED = 0.10
+# Methods that leave the weights as they are and put something in front of the head; all others edit the weights.
+_IN_FRONT = ("esc", "esc-t", "remap")
 
 
 @dataclass(frozen=True)
@@ -50,15 +52,22 @@ def label_names(config, labels: Iterable[int]) -> dict[int, Any]:
     return {label: names[label] if names else label for label in sorted(labels)}
 
 
-def refuse_all_classes(config, labels: Iterable[int]) -> None:
+def edits_weights(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of a method that edits the weights."""
+    return record.get("method") not in _IN_FRONT
+
+
+def refuse_all_classes(config, labels: Iterable[int], instead: str = "drop their labels (`remove_columns`)") -> None:
     """
     Raise a [`LabelError`] where, with `labels` and what was erased before, no class of the model would be left.
+
+    `instead` is what to do for images of every class.
     """
     gone = {*labels, *erased_labels(config)}
     if len(gone) == config.num_labels:
         raise LabelError(
             f"All {len(gone)} classes of the model are to be forgotten, which leaves nothing to keep. To forget "
-            "images of every class, drop their labels (`remove_columns`)."
+            f"images of every class, {instead}."
         )
 
 

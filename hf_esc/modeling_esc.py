@@ -343,7 +343,9 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
     base_config = copy.deepcopy(model.config)
     base_config.architectures = [type(model).__name__]
     base_config._name_or_path = ""  # a path is nobody's business, and an id on the Hub stands in the ledger
-    config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites])
+    # What was done to the weights before stands in one ledger with what is done in front of the head.
+    ledger = base_config.__dict__.pop("erasures", None)
+    config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites], erasures=ledger)
     for name in ("pretrained_cfg", "image_processor_type"):
         # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.
         if hasattr(base_config, name):

@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 from .errors import CheckpointError, ModelError
 from .fingerprints import weights_sha256
+from .ledger import edits_weights
 from .modeling_esc import AUTO_MAP, ESCModel, copy_code
 from .version import __version__
 
@@ -89,13 +90,15 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     methods = ", ".join(str(record.get("method")) for record in ledger)
     yield Check("erased model", True, f"{type(model.model).__name__}, {len(ledger)} erased: {methods}")
     yield Check("projection", True, f"is one, and the ledger's: {last['projection_sha256']}")
-    if lacking := [i for i, record in enumerate(ledger) if not record.get("base_sha256")]:
+    # Before its weights were last edited, a model had others.
+    first = max((i + 1 for i, record in enumerate(ledger) if edits_weights(record)), default=0)
+    if lacking := [i for i, record in enumerate(ledger) if i >= first and not record.get("base_sha256")]:
         yield Check("ledger", False, f"record {lacking[0]} has no fingerprint of the weights")
         return
-    if len(recorded := {record["base_sha256"] for record in ledger}) > 1:
+    if len(recorded := {record["base_sha256"] for record in ledger[first:]}) > 1:
         yield Check("ledger", False, f"the weights changed between its records: {', '.join(sorted(recorded))}")
         return
-    yield Check("ledger", True, f"{len(ledger)} records of the same weights")
+    yield Check("ledger", True, f"{len(ledger) - first} records of the same weights")
     found = weights_sha256(model.model)
     if found != last["base_sha256"]:
         detail = (
@@ -104,7 +107,11 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         yield Check("weights", False, detail + "another precision or replaced since the erasure")
         return
     yield Check("weights", True, f"the ledger's: {found}")
-    yield _base_check(model, last, token)
+    if first:
+        method = ledger[first - 1].get("method")
+        yield Check("base", None, f"the weights were edited ({method}) and are no longer those of the base model")
+    else:
+        yield _base_check(model, last, token)
     yield _code_check(model, source, last, options)
 
 

@@ -40,18 +40,23 @@ def wrapped_copy(
     if isinstance(model, ESCModel):
         if sites is not None:
             raise ValueError("`sites` are those of the ESCModel already; leave them out.")
-        return _copy(model).eval(), batches
+        return copy_of_model(model).eval(), batches
     batches = iter(batches)
     first = next(batches, None)
     if first is None:
         raise ForgetSetError(NOTHING_TO_FORGET)
-    base = _copy(model)
+    base = copy_of_model(model)
     groups = list(sites) if sites is not None else _sites_of(base, first)
     return wrap(base, [group.to_dict() for group in groups]).eval(), chain([first], batches)
 
 
-def _copy(model: Model) -> Model:
-    """A deep copy, also of a model that caches tensors with a graph, which refuse to be copied."""
+def copy_of_model(model: Model) -> Model:
+    """
+    A deep copy, also of a model that caches tensors with a graph, which refuse to be copied.
+
+    Raises:
+        ModelError: If the model is offloaded, or is the inside of an erased one.
+    """
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
     if not isinstance(model, ESCModel):

@@ -71,7 +71,6 @@ def _push_model(source, repo, report, redact, private, revision, create_pr, mess
     from ..hub.push import EVALUATION
     from ..hub.push import push as run_push
     from ..loading import load_classifier
-    from ..modeling_esc import ESCModel
 
     file = report if report is not None else Path(source) / EVALUATION
     evaluation = None
@@ -83,7 +82,7 @@ def _push_model(source, repo, report, redact, private, revision, create_pr, mess
         except UnicodeDecodeError as error:
             raise OptionError(f"The evaluation {file} cannot be read: it is no text.") from error
     model = load_classifier(source, device="cpu")
-    if not isinstance(model, ESCModel):
+    if not getattr(model.config, "erasures", None):
         raise ModelError(f"{source!r} holds a {type(model).__name__}, from which nothing was erased.")
     return run_push(
         model,

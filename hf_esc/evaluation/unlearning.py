@@ -196,7 +196,7 @@ def evaluate_unlearning(
         dataset=data.name,
         dataset_id=data.hub_id,
         projection_sha256=_fingerprint(model),
-        weights_sha256=weights_sha256(model.model) if model.config.model_type == "esc" else None,
+        weights_sha256=_weights_fingerprint(model),
         forget=[str(name) for name in label_names(model.config, gone_labels).values()],
         forget_labels=list(gone_labels),
         left_out=[str(name) for name in label_names(model.config, left_out).values()],
@@ -271,6 +271,13 @@ def _fingerprint(model) -> str | None:
     """Of the last record in the ledger: which erased model this is."""
     ledger = getattr(model.config, "erasures", [])
     return ledger[-1].get("projection_sha256") if ledger else None
+
+
+def _weights_fingerprint(model) -> str | None:
+    """Of the classifier inside, or of the whole where its weights were edited."""
+    if model.config.model_type == "esc":
+        return weights_sha256(model.model)
+    return weights_sha256(model) if getattr(model.config, "erasures", []) else None
 
 
 def _check_images(model, data: ImageData, labels: list[int]) -> None:

@@ -11,28 +11,44 @@ import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
 
 from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport, escaped
-from ..ledger import MOST_UNCHANGED
-from ..modeling_esc import ESCModel
+from ..ledger import MOST_UNCHANGED, edits_weights
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
+# Of a model whose weights were edited, and that has nothing in front of its head.
+EDITED_TEMPLATE = Path(__file__).with_name("card_template_edited.md")
 BEGIN = "<!-- begin hf_esc: written anew on each push; what stands outside of these two lines is yours -->"
 END = "<!-- end hf_esc -->"
 TAGS = ["machine-unlearning", "concept-erasure", "esc"]
-# Settings of a record that its method is told by.
-_METHODS = {"esc": "ESC", "esc-t": "ESC-T", "remap": "remap"}
+# How methods are written, where that is not as on the command line.
+_METHODS = {
+    "esc": "ESC",
+    "esc-t": "ESC-T",
+    "delete": "DELETE",
+    "neg-grad": "NegGrad",
+    "neg-grad-plus": "NegGrad+",
+    "boundary-shrink": "Boundary Shrink",
+    "lau": "LAU",
+    "scrub": "SCRUB",
+    "salun": "SalUn",
+}
+# Settings that a record of ESC, ESC-T or remap is told by.
 _SETTINGS = ("p", "rank", "per_class", "tau", "tolerance", "steps", "bank_size", "gate", "threshold")
+# What a record of edited weights has beside its settings, all of which are told.
+_NO_SETTINGS = {"method", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label", "right_before"}
+_NO_SETTINGS |= {"unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
 
 
-def write_card(model: ESCModel, folder: Path, **options) -> None:
+def write_card(model: PreTrainedModel, folder: Path, **options) -> None:
     """
     Write `README.md` in a folder, or bring the one that is there up to date.
 
     Args:
-        model ([`ESCModel`]): The erased model.
+        model (`PreTrainedModel`): The erased model, or one with edited weights.
         folder (`Path`): Where.
         options: Of [`card_text`].
 
@@ -50,6 +66,7 @@ def card_text(
     *,
     repo_id: str | None = None,
     report: UnlearningReport | None = None,
+    accuracies: Mapping[str, float] | None = None,
     existing: str | None = None,
     figure: str | None = None,
     redacted: bool = False,
@@ -65,9 +82,11 @@ def card_text(
     and all else stays: text, and metadata that a person set.
 
     Args:
-        config ([`ESCConfig`]): Of the erased model.
+        config (`PretrainedConfig`): Of the erased model, or of one with edited weights: it has a ledger.
         repo_id (`str`, *optional*): Where it is to be on the Hub.
         report ([`UnlearningReport`], *optional*): Its evaluation. Without one, the card says "not evaluated".
+        accuracies (`Mapping[str, float]`, *optional*): What the trainer measured, in %, by the name of the data. They
+            stand on the card of edited weights where there is no report.
         existing (`str`, *optional*): The card that is there.
         figure (`str`, *optional*): Path in the repository of a figure of the report.
         redacted (`bool`, defaults to `False`): Whether the forgotten classes' names were taken out of `config`.
@@ -89,11 +108,12 @@ def card_text(
     dataset = _hub_id(report.dataset_id) if report is not None else None
     datasets = [dataset] if dataset else []
     name = (repo_id or "").split("/")[-1] or "erased image classifier"
+    in_front = config.model_type == ESCConfig.model_type
     merged = {
         **metadata,
-        "library_name": "hf_esc",
+        "library_name": "hf_esc" if in_front else "transformers",
         "pipeline_tag": "image-classification",
-        "tags": _union(_listed(metadata.get("tags")), TAGS, given),
+        "tags": _union(_listed(metadata.get("tags")), TAGS if in_front else TAGS[:1], given),
         "metrics": _union(_listed(metadata.get("metrics")), ["accuracy", "kr_score"] if report is not None else []),
         "datasets": _union(_listed(metadata.get("datasets")), datasets),
         "language": language or metadata.get("language"),
@@ -104,7 +124,7 @@ def card_text(
     if base:
         merged |= {"base_model": base, "base_model_relation": metadata.get("base_model_relation") or "finetune"}
     data = ModelCardData(**{key: value for key, value in merged.items() if value not in (None, [])})
-    own = f"{BEGIN}\n\n{_section(config, repo_id, report, figure, redacted, untouched)}\n\n{END}"
+    own = f"{BEGIN}\n\n{_section(config, repo_id, report, accuracies, figure, redacted, untouched)}\n\n{END}"
     if BEGIN in text and END in text[text.index(BEGIN) :]:
         start = text.index(BEGIN)
         text = text[:start] + own + text[text.index(END, start) + len(END) :]
@@ -149,9 +169,10 @@ def _union(*lists: list[str]) -> list[str]:
 
 
 def _section(
-    config: ESCConfig,
+    config: Any,
     repo_id: str | None,
     report: UnlearningReport | None,
+    accuracies: Mapping[str, float] | None,
     figure: str | None,
     redacted: bool,
     untouched: bool,
@@ -159,7 +180,9 @@ def _section(
     ledger = config.erasures
     names = _union(*([str(name) for name in record.get("labels") or []] for record in ledger))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False, keep_trailing_newline=False)
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    in_front = config.model_type == ESCConfig.model_type
+    template = TEMPLATE if in_front else EDITED_TEMPLATE
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
         forgotten=", ".join(map(escaped, names)) or "some of its training images",
         erasures=[_row(record) for record in ledger],
         base=_hub_id(ledger[0].get("base")) if ledger else None,
@@ -170,18 +193,21 @@ def _section(
         left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
         table=report.markdown() if report is not None else "",
         figure=figure,
-        threat=_threat(report),
+        threat=_threat(report, in_front=in_front),
+        images_alone=all(record.get("scenario") == "images" for record in ledger),
+        edited=any(map(edits_weights, ledger)),
+        accuracies={escaped(name): f"{value:.1f}" for name, value in (accuracies or {}).items()},
         redacted=redacted,
         untouched=untouched,
         incomplete=_incomplete(config, report),
-        basis=any(record.get("method") != "remap" for record in ledger),
+        basis=any(record.get("method") != "remap" and not edits_weights(record) for record in ledger),
         bank=sum(record.get("bank_size") or 0 for record in ledger),
         repo_id=repo_id or "REPO",
         dataset=(_hub_id(report.dataset_id) if report is not None else None) or "DATA",
     )
 
 
-def _incomplete(config: ESCConfig, report: UnlearningReport | None) -> bool:
+def _incomplete(config: Any, report: UnlearningReport | None) -> bool:
     """Whether the head still says a forgotten class to more images than an erasure should leave."""
     left = [
         max(record.get("unchanged_by_label") or [record.get("unchanged") or 0])
@@ -197,15 +223,12 @@ def _incomplete(config: ESCConfig, report: UnlearningReport | None) -> bool:
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:
     """A record of the ledger as cells of a table."""
-    settings = [
-        f"{key} {record[key]}" for key in _SETTINGS if record.get(key) is not None and record[key] is not False
-    ]
+    keys = [key for key in record if key not in _NO_SETTINGS] if edits_weights(record) else _SETTINGS
+    settings = [f"{key} {record[key]}" for key in keys if record.get(key) is not None and record[key] is not False]
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
     return {
         "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or "images without labels",
-        "method": {"esc": "ESC", "esc-t": "ESC-T", "remap": "remap"}.get(
-            str(record.get("method")), escaped(str(record.get("method")))
-        ),
+        "method": _METHODS.get(str(record.get("method")), escaped(str(record.get("method")))),
         "settings": escaped(", ".join(settings)),
         "images": str(record.get("num_images", "")),
         "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",
@@ -213,7 +236,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _threat(report: UnlearningReport | None) -> dict[str, str]:
+def _threat(report: UnlearningReport | None, *, in_front: bool) -> dict[str, str]:
     """Who can recover what: a line each, with the numbers of the report where there is one."""
     lines = {
         "predictions": "sees what the head says, which was not measured here.",
@@ -221,6 +244,12 @@ def _threat(report: UnlearningReport | None) -> dict[str, str]:
         "what the gate misses of it after remap, in all that was measured with such maps; here it was not measured.",
         "file": "takes the projection off, and has the original model.",
     }
+    if not in_front:
+        lines["features"] = (
+            "editing weights moves the head's answers. What a probe that is trained to the end on the features still "
+            "reads of the class was not measured here, and it may be all of it."
+        )
+        lines["file"] = "can train it on, and a few images of the class may be enough to bring it back."
     if report is None:
         return lines
     found, original = report.models["model"], report.models.get("original")

@@ -14,12 +14,14 @@ from typing import Any
 from huggingface_hub import CommitInfo, HfApi, ModelCard
 from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..fingerprints import weights_sha256
+from ..forget_set import processor_at_hand
+from ..ledger import edits_weights
 from ..modeling_esc import ESCModel
 from .card import card_text
 from .redaction import redacted_config, redacted_report, refuse_forgotten_names, refuse_in_files
@@ -36,7 +38,7 @@ logger = logging.get_logger(__name__)
 
 
 def push(
-    model: ESCModel,
+    model: PreTrainedModel,
     repo_id: str,
     *,
     report: UnlearningReport | None = None,
@@ -53,14 +55,15 @@ def push(
     tags: str | list[str] | None = None,
 ) -> CommitInfo:
     """
-    Push an erased model, in one commit: either all of it is on the Hub afterwards or nothing.
+    Push an erased model, or one with edited weights, in one commit: either all of it is on the Hub afterwards or
+    nothing.
 
     With it go its configuration and ledger, image processor, label names, the code that loads it where hf_esc is not
     installed, the card ([`card_text`]; one that is there is brought up to date), and, with a report, `evaluation.json`
     and a figure of it. Pictures do not: they could be of what was forgotten.
 
     Args:
-        model ([`ESCModel`]): The erased model.
+        model (`PreTrainedModel`): The erased model.
         repo_id (`str`): `name` or `user/name`; made if it is not there.
         report ([`UnlearningReport`], *optional*): Its evaluation. Without one, the card says "not evaluated".
         redact (`bool`, defaults to `False`): Leave the names of forgotten classes out of everything.
@@ -81,10 +84,13 @@ def push(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
-    model.check_projections()
-    ledger = model.config.erasures
-    weights = weights_sha256(model.model)
-    fingerprints = ledger[-1]["projection_sha256"], weights
+    if isinstance(model, ESCModel):
+        model.check_projections()
+    ledger = getattr(model.config, "erasures", [])
+    if not ledger:
+        raise HubError(f"This {type(model).__name__} has no ledger of erasures: nothing was forgotten.")
+    weights = weights_sha256(model.model if isinstance(model, ESCModel) else model)
+    fingerprints = ledger[-1].get("projection_sha256"), weights
     if report is not None and (report.projection_sha256, report.weights_sha256) != fingerprints:
         raise HubError(
             "The evaluation is of another model: its fingerprints are not those of this projection and these weights. "
@@ -104,6 +110,8 @@ def push(
         saved = copy.copy(model)  # the same weights; other threads go on with the model's own configuration
         saved.config = config
         saved.save_pretrained(folder, max_shard_size=max_shard_size)
+        if not isinstance(model, ESCModel) and (processor := processor_at_hand(model)) is not None:
+            processor.save_pretrained(folder)
         with hub_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
@@ -124,7 +132,7 @@ def push(
             existing=existing,
             figure=FIGURE if report is not None and _draw(report, folder / FIGURE) else None,
             redacted=redact,
-            untouched=weights == ledger[-1].get("base_sha256"),
+            untouched=weights == ledger[-1].get("base_sha256") and not any(map(edits_weights, ledger)),
             license=license,
             language=language,
             tags=tags,
@@ -176,7 +184,7 @@ def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None
     return Path(path).read_text(encoding="utf-8")
 
 
-def _license_of(api: HfApi, config: ESCConfig) -> str | None:
+def _license_of(api: HfApi, config: Any) -> str | None:
     """The licence on the card of the base model, where that is on the Hub and says one."""
     record = config.erasures[0]
     if not record.get("base"):

@@ -10,13 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..labels import erased_labels, redacted_name
 
 
-def redacted_config(config: ESCConfig) -> ESCConfig:
+def redacted_config(config: Any) -> Any:
     """
     A copy of a configuration in which forgotten classes are called `redacted-3` for class 3: in `id2label` and
     `label2id`, also of the classifier inside, and in the ledger. Their numbers stay.
@@ -27,7 +26,7 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
     gone = erased_labels(config)
     copied = copy.deepcopy(config)
     part: Any
-    for part in (copied, copied.base_config):
+    for part in _parts(copied):
         if part.id2label:
             part.id2label = {i: redacted_name(i) if i in gone else name for i, name in part.id2label.items()}
             part.label2id = {name: i for i, name in part.id2label.items()}
@@ -38,7 +37,7 @@ def redacted_config(config: ESCConfig) -> ESCConfig:
     return copied
 
 
-def redacted_report(report: UnlearningReport, config: ESCConfig) -> UnlearningReport:
+def redacted_report(report: UnlearningReport, config: Any) -> UnlearningReport:
     """The same of a report; what it calls the model is left out, which can be a path."""
     others = sorted(erased_labels(config) - set(report.forget_labels))
     redacted = replace(
@@ -51,7 +50,7 @@ def redacted_report(report: UnlearningReport, config: ESCConfig) -> UnlearningRe
     return redacted
 
 
-def refuse_in_files(config: ESCConfig, folder: Path, own: Collection[str]) -> None:
+def refuse_in_files(config: Any, folder: Path, own: Collection[str]) -> None:
     """[`refuse_forgotten_names`] in every text file of a folder but `own`, and in what files are called."""
     for file in sorted(folder.rglob("*")):
         name = str(file.relative_to(folder))
@@ -62,16 +61,22 @@ def refuse_in_files(config: ESCConfig, folder: Path, own: Collection[str]) -> No
             refuse_forgotten_names(config, file.read_text(encoding="utf-8"), name)
 
 
-def forgotten_names(config: ESCConfig) -> set[str]:
+def _parts(config: Any) -> list[Any]:
+    """A configuration, and that of the classifier inside where there is one."""
+    inside = getattr(config, "base_config", None)
+    return [config] if inside is None else [config, inside]
+
+
+def forgotten_names(config: Any) -> set[str]:
     """All names of the classes in the ledger: its own, and those in the labels, also of the classifier inside."""
     names = {str(name) for record in config.erasures for name in record.get("labels") or ()}
-    for part in (config, config.base_config):
+    for part in _parts(config):
         by_number: Any = part.id2label or {}
         names |= {str(by_number[label]) for label in erased_labels(config) if label in by_number}
     return {name for name in names if not re.fullmatch(r"redacted-\d+|LABEL_\d+", name)}
 
 
-def refuse_forgotten_names(config: ESCConfig, values: Any, where: str) -> None:
+def refuse_forgotten_names(config: Any, values: Any, where: str) -> None:
     """[`refuse_names`] of the forgotten classes. Labels of the others may hold one: "Shirt", and "T-shirt"."""
     gone = erased_labels(config)
     others = {str(name) for label, name in (config.id2label or {}).items() if label not in gone}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
@@ -77,12 +78,18 @@ class Schedule(Sampler[list[tuple[bool, int]]]):
         return len(self.of(0))
 
     def position(self, step: int) -> tuple[int, int]:
-        """Epoch and step within it of the `step`-th step of a run."""
+        """Epoch and step within it of step `step`, counted from 0: epochs need not be of a length."""
         epoch = 0
         while step >= (length := len(self.of(epoch))):
             step -= length
             epoch += 1
         return epoch, step
+
+    def steps_in(self, epochs: float) -> int:
+        """How many steps so many epochs take."""
+        whole = math.floor(epochs)
+        rest = math.ceil((epochs - whole) * len(self.of(whole))) if epochs > whole else 0
+        return sum(len(self.of(epoch)) for epoch in range(whole)) + rest
 
     def __iter__(self) -> Iterator[list[tuple[bool, int]]]:
         for forget, retain in self.of(self.epoch):

@@ -16,11 +16,11 @@ from transformers.utils import logging
 
 from ..errors import DivergenceError, ForgetSetError, ModelError, OptionError
 from ..features import model_inputs
-from ..ledger import ledger_record, refuse_all_classes
+from ..ledger import ledger_record
 from ..outputs import logits_of
 from ..sites import evaluating, find_sites
 from .images import LabelledImages, labelled_images
-from .trainer import copy_of, unchanged_predictions, warn_of_unchanged
+from .trainer import check_sets, copy_of, unchanged_predictions, warn_of_unchanged
 
 
 def fisher_forgetting(
@@ -94,10 +94,8 @@ def fisher_forgetting(
     if retain_set is None:
         raise ForgetSetError("Fisher forgetting looks at retain images and needs a `retain_set`.")
     retain, processor = labelled_images(model, retain_set, processor, what="retain set", **options)
-    forget.refuse_overlap(retain)
+    check_sets(model.config, forget, retain, scenario)
     labels = forget.labels.unique().tolist()
-    if scenario == "classes":
-        refuse_all_classes(model.config, labels)
     generator = torch.Generator().manual_seed(seed)
     if num_images is not None and num_images < len(retain):
         retain = retain.part(torch.randperm(len(retain), generator=generator)[:num_images].sort().values)

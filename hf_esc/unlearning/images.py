@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -24,7 +25,7 @@ from ..data import (
     ready_batches,
 )
 from ..errors import ForgetSetError, LabelError
-from ..forget_set import NOTHING_TO_FORGET, label_mapping
+from ..forget_set import NOTHING_TO_FORGET, label_mapping, processor_at_hand
 from ..loading import load_processor
 
 # Images that are read at a time where all are read.
@@ -136,6 +137,7 @@ def labelled_images(
     if isinstance(images, datasets.Dataset):
         found = _of_data_set(model, images, processor, image_column, label_column, memory, what)
     else:
+        processor = processor if processor is not None else processor_at_hand(model)
         found = _of_batches(images, model.config.num_labels, what), processor
     if not len(found[0]):
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what))
@@ -173,10 +175,10 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
 
 
 def file_fingerprints(images: datasets.Dataset, image_column: str) -> list[bytes]:
-    """One fingerprint for each image, of its file's bytes, or of the path where that is all there is."""
+    """One fingerprint for each image, of its file's bytes, or of its address where that is all there is."""
     files = images.with_format(None).select_columns([image_column]).cast_column(image_column, Image(decode=False))
     return [
-        hashlib.sha256(cell["bytes"] if cell["bytes"] is not None else str(cell["path"]).encode()).digest()
+        hashlib.sha256(_file_of(cell)).digest()
         for start in range(0, len(files), _CHUNK)
         for cell in files[start : start + _CHUNK][image_column]
     ]
@@ -195,7 +197,12 @@ def _of_batches(batches: Any, num_labels: int | None, what: str) -> LabelledImag
         ) from error
     if not parts:
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what))
-    kept = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    try:
+        kept = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+    except (KeyError, RuntimeError) as error:
+        raise ForgetSetError(f"The batches of the {what} are not of one kind: {str(error).splitlines()[0]}") from error
+    if len(lengths := {len(value) for value in kept.values()}) > 1:
+        raise ForgetSetError(f"The {what} has entries of different lengths: {sorted(lengths)}.")
     labels = kept.pop("labels").long()
     if labels.min() < 0 or (num_labels is not None and labels.max() >= num_labels):
         raise LabelError(
@@ -211,6 +218,16 @@ def _of_batches(batches: Any, num_labels: int | None, what: str) -> LabelledImag
 
 def _of_tensors(kept: dict[str, Tensor]) -> Callable[[list[int]], Batch]:
     return lambda rows: {name: value[rows] for name, value in kept.items()}
+
+
+def _file_of(cell: dict[str, Any]) -> bytes:
+    """What an image is stored as: the same picture can lie at two paths."""
+    if cell["bytes"] is not None:
+        return cell["bytes"]
+    try:
+        return Path(cell["path"]).read_bytes()
+    except OSError:  # an address; what cannot be read at all is said where it is read
+        return str(cell["path"]).encode()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -39,6 +39,8 @@ class SCRUBArguments(UnlearningArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.gradient_accumulation_steps > 1:
+            raise OptionError("`gradient_accumulation_steps` would add up steps that go up and steps that go down.")
         if self.forget_epochs < 1:
             raise OptionError(f"`forget_epochs` is 1 or more, not {self.forget_epochs}: nothing would be forgotten.")
         if self.gamma < 0 or self.alpha < 0:

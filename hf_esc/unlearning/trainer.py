@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
-import copy
+import hashlib
+import json
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from ..errors import DivergenceError, ForgetSetError, IncompleteErasureWarning, ModelError
+from ..errors import CheckpointError, DivergenceError, ForgetSetError, IncompleteErasureWarning, LabelError, ModelError
 from ..features import model_inputs
-from ..ledger import MOST_UNCHANGED, Unchanged, ledger_record, refuse_all_classes
-from ..modeling_esc import ESCModel
+from ..fingerprints import weights_sha256
+from ..hub.card import write_card
+from ..ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
 from ..outputs import logits_of
 from ..safetensors_trainer import SafetensorsTrainer
 from ..sites import evaluating
+from ..wrapping import copy_of_model
 from .batches import PairedLoader, Schedule, Step, alone, as_it_is, paired, shuffled
 from .images import LabelledImages, labelled_images
 from .losses import forbidden
@@ -31,6 +35,8 @@ from .training_args import UnlearningArguments
 
 # `{"inputs": what the model takes, "labels": (B,), "rows": (B,)}`
 Images = dict[str, Any]
+# Beside the weights in a checkpoint: what a run cannot change when it goes on, or its ledger would not be true.
+_RUN = "unlearning.json"
 
 
 class UnlearningTrainer(SafetensorsTrainer):
@@ -65,9 +71,12 @@ class UnlearningTrainer(SafetensorsTrainer):
     Raises:
         ForgetSetError: If a set is missing or empty, has no labels, or both share images, or if the model is wrong
             about all forget images already.
-        LabelError: If a label is none of the model's, or no class would be left.
-        ModelError: If it is an [`ESCModel`], or none of its weights can be trained.
+        LabelError: If a label is none of the model's, no class would be left, or the retain set has images of a class
+            that is to be forgotten.
+        ModelError: If it is an [`ESCModel`], is offloaded, or none of its weights can be trained.
         DivergenceError: By `train()`, if the loss or a weight is no longer finite. The last checkpoint stays.
+        CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model, other images or
+            other settings. A run goes on as it began, and to the same weights as if it had not been stopped.
 
     Warns:
         IncompleteErasureWarning: By `train()`, if more than 10 % of the forget images of a class were classified right
@@ -122,18 +131,11 @@ class UnlearningTrainer(SafetensorsTrainer):
         if self.uses_retain:
             options["what"] = "retain set"
             self.retain, processor = labelled_images(model, retain_set, processor, **options)
-            self.forget.refuse_overlap(self.retain)
+        check_sets(model.config, self.forget, self.retain, args.scenario)
         self.forget_labels = self.forget.labels.unique()
-        if args.scenario == "classes":
-            refuse_all_classes(model.config, self.forget_labels.tolist())
         self.teacher = model
         self.num_labels: Any = model.config.num_labels
-        self._looked_at = {
-            "image_column": image_column,
-            "label_column": label_column,
-            "memory": args.image_memory,
-            "processor": processor,
-        }
+        self._options = options | {"processor": processor, "what": "evaluation set"}
         if args.n_gpu > 1:
             args._n_gpu = 1  # DataParallel does not divide nested batches
         super().__init__(
@@ -151,6 +153,10 @@ class UnlearningTrainer(SafetensorsTrainer):
         # One for what is drawn before the training, so that it does not depend on anything that was drawn since.
         self.generator = torch.Generator().manual_seed(args.seed)
         self._erased = False
+        self._saving_checkpoint = False
+        self._last_checkpoint: Path | None = None
+        self._best_step: int | None = None
+        self._teacher_sha256: str | None = None
         self._original_logits = self.logits_of_all(self.teacher, self.forget)
         self._before = self._original_logits.argmax(dim=1)
         if args.scenario == "classes" and not (self._before == self.forget.labels).any():
@@ -256,11 +262,21 @@ class UnlearningTrainer(SafetensorsTrainer):
         schedule = Schedule(self.steps, args.process_index, args.world_size, seed=seed)
         return PairedLoader(self.forget, self.retain, schedule, args.dataloader_num_workers)
 
+    def set_initial_training_values(self, args, dataloader):
+        """As in Trainer, where epochs need not be of a length."""
+        epochs, *between, steps = super().set_initial_training_values(args, dataloader)
+        if args.gradient_accumulation_steps == 1:
+            if args.max_steps > 0:
+                epochs = dataloader.schedule.position(steps - 1)[0] + 1
+            else:
+                steps = dataloader.schedule.steps_in(args.num_train_epochs)
+        return epochs, *between, steps
+
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial):
         found = super()._init_training_state(max_steps, num_update_steps_per_epoch, num_train_epochs, resume, trial)
         if resume is None or self.args.ignore_data_skip or self.args.gradient_accumulation_steps > 1:
             return found
-        return self.get_train_dataloader().schedule.position(self.state.global_step)  # epochs need not be of a length
+        return self.get_train_dataloader().schedule.position(self.state.global_step)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of a step, which has to be finite."""
@@ -275,10 +291,10 @@ class UnlearningTrainer(SafetensorsTrainer):
         return (loss, {}) if return_outputs else loss
 
     def _diverged(self, what: str) -> DivergenceError:
-        kept = sorted(Path(self.args.output_dir or ".").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+        kept = self._last_checkpoint
         return DivergenceError(
             f"{self.method} diverged at step {self.state.global_step}: {what}. "
-            + (f"The last good checkpoint is {kept[-1]}. " if kept else "There is no checkpoint to go back to. ")
+            + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint to go back to. ")
             + f"Take a smaller `learning_rate` than {self.args.learning_rate}, or clip gradients with `max_grad_norm` "
             f"(now {self.args.max_grad_norm})."
         )
@@ -300,6 +316,8 @@ class UnlearningTrainer(SafetensorsTrainer):
             DivergenceError: If the loss or a weight is no longer finite.
         """
         self._erased = False
+        self._last_checkpoint = self._best_step = None
+        set_seed(self.args.seed)  # whatever was drawn since the trainer was made
         self.start()
         self.optimizer = self.lr_scheduler = None
         output = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -319,7 +337,9 @@ class UnlearningTrainer(SafetensorsTrainer):
         record = ledger_record(
             self.teacher.config,
             self.method,
-            self.settings() | {"steps": self.state.global_step, "data": self._data()} | self._retain_images(),
+            self.settings()
+            | {"steps": self._best_step or self.state.global_step, "data": self._data()}
+            | self._retain_images(),
             labels=self.forget_labels.tolist() if of_classes else [],
             num_images=len(self.forget),
             unchanged=unchanged,
@@ -344,12 +364,17 @@ class UnlearningTrainer(SafetensorsTrainer):
         args = self.args
         own = set(self.arguments.__dataclass_fields__) - set(UnlearningArguments.__dataclass_fields__)
         names = ["scenario", "mask", "batch_norm", "tolerance", *sorted(own)]
-        names += ["learning_rate", "num_train_epochs", "optim", "optim_args", "weight_decay", "max_grad_norm", "seed"]
-        found = {name: getattr(args, name) for name in names}
-        sizes = {"batch_size": self.forget_batch_size * args.gradient_accumulation_steps}
+        names += ["learning_rate", "lr_scheduler_type", "num_train_epochs", "optim", "optim_args"]
+        names += ["weight_decay", "max_grad_norm", "seed", "data_seed"]
+        found = {name: getattr(getattr(args, name), "value", getattr(args, name)) for name in dict.fromkeys(names)}
+        if self.optimizer_cls_and_kwargs is not None:
+            kind, options = self.optimizer_cls_and_kwargs
+            found |= {"optim": kind.__name__, "optim_args": ",".join(f"{k}={v}" for k, v in options.items())}
+            found["learning_rate"] = options.get("lr", args.learning_rate)
+        found["batch_size"] = self.forget_batch_size * args.gradient_accumulation_steps
         if self.uses_retain:
-            sizes["retain_batch_size"] = self.retain_batch_size * args.gradient_accumulation_steps
-        return found | {"optim": str(getattr(args.optim, "value", args.optim))} | sizes
+            found["retain_batch_size"] = self.retain_batch_size * args.gradient_accumulation_steps
+        return found
 
     # What is looked at.
 
@@ -358,9 +383,7 @@ class UnlearningTrainer(SafetensorsTrainer):
             return images
         if isinstance(images, dict):
             return {name: self._images_of(part) for name, part in images.items()}
-        processor = self._looked_at["processor"]
-        rest = {name: value for name, value in self._looked_at.items() if name != "processor"}
-        return labelled_images(self.teacher, images, processor, what="evaluation set", **rest)[0]
+        return labelled_images(self.teacher, images, **self._options)[0]
 
     def get_eval_dataloader(self, eval_dataset: Any = None):
         """Batches of images as [`LabelledImages`] gives them."""
@@ -370,6 +393,9 @@ class UnlearningTrainer(SafetensorsTrainer):
     def get_test_dataloader(self, test_dataset: Any):
         """Batches of images as [`LabelledImages`] gives them."""
         return super().get_test_dataloader(self._images_of(test_dataset))
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None):
+        return data_collator  # there are no columns in a batch
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Cross-entropy, logits and labels."""
@@ -383,30 +409,111 @@ class UnlearningTrainer(SafetensorsTrainer):
 
     def _save_checkpoint(self, model, trial) -> None:
         self._check_finite()  # or the one before it would be gone
-        self._erased, erased = True, self._erased
+        self._saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
-            self._erased = erased
+            self._saving_checkpoint = False
+        self._last_checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self._erased:
+        if not self._erased and not self._saving_checkpoint:
             raise ModelError("Nothing is forgotten yet, so there is no model to save: `train()` has to end first.")
         super()._save(output_dir, state_dict)
+        if self._saving_checkpoint:
+            (Path(output_dir or ".") / _RUN).write_text(json.dumps(self._run(), indent=2), encoding="utf-8")
+
+    def _run(self) -> dict[str, Any]:
+        """What a run cannot change when it goes on."""
+        if self._teacher_sha256 is None:
+            self._teacher_sha256 = weights_sha256(self.teacher)
+        labels = (images.labels.numpy().tobytes() for images in (self.forget, self.retain) if images is not None)
+        own = {"method": self.method, "model": self._teacher_sha256, "max_steps": self.args.max_steps}
+        return own | {"labels": hashlib.sha256(b"|".join(labels)).hexdigest()} | self.settings()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        file = Path(resume_from_checkpoint) / _RUN
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{resume_from_checkpoint} is no checkpoint of {self.method}: {error}") from error
+        own = json.loads(json.dumps(self._run()))
+        if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
+            raise CheckpointError(
+                f"{resume_from_checkpoint} is of another run: "
+                + ", ".join(f"{name} was {found.get(name)!r} and is {own.get(name)!r}" for name in other)
+                + ". A run goes on as it began; for other settings begin a new one."
+            )
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._last_checkpoint = Path(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        self._best_step = self.state.best_global_step
+        super()._load_best_model()
+
+    def create_model_card(  # type: ignore[override]
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        **kwargs,
+    ) -> None:
+        """The card of what `train()` left; `kwargs` of the card of a Trainer have no place in it."""
+        if kwargs:
+            raise TypeError(
+                f"The card of an unlearned model takes language, license and tags, not {', '.join(kwargs)}."
+            )
+        if self.is_world_process_zero() and self._erased:
+            write_card(
+                self.model,
+                Path(self.args.output_dir or "."),
+                repo_id=getattr(self, "hub_model_id", None),
+                accuracies=self._last_accuracies(),
+                language=language,
+                license=license,
+                tags=tags,
+            )
+
+    def _last_accuracies(self) -> dict[str, float]:
+        """What `evaluate` found after the last step, by the name of the data."""
+        found: dict[str, float] = {}
+        for entry in self.state.log_history:
+            if entry.get("step") == (self._best_step or self.state.global_step):
+                found |= {
+                    name.removesuffix("accuracy").strip("_"): value
+                    for name, value in entry.items()
+                    if re.fullmatch(r"(eval|test)_(\w+_)?accuracy", name)
+                }
+        return found
+
+
+def check_sets(config: Any, forget: LabelledImages, retain: LabelledImages | None, scenario: str) -> None:
+    """Raise where images are to be forgotten and kept, or classes are, or no class would be left."""
+    labels = forget.labels.unique().tolist()
+    if retain is not None:
+        forget.refuse_overlap(retain)
+    if scenario != "classes":
+        return
+    refuse_all_classes(config, labels, "take `scenario='images'`")
+    if retain is not None and (both := set(labels) & set(retain.labels.tolist())):
+        names = ", ".join(map(str, label_names(config, both).values()))
+        raise LabelError(
+            f"The retain set has images of {names}, which is to be forgotten. Take them out, or take "
+            "`scenario='images'` to forget the given images alone."
+        )
 
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """A copy to be changed; a [`ModelError`] where that makes no sense."""
-    if isinstance(model, ESCModel) or model.config.model_type == "esc":
+    if model.config.model_type == "esc":
         raise ModelError(
             "This is an erased model, whose projection stands in front of the head that would be trained. Unlearn "
             "first and erase from the result, or erase from this one again."
         )
-    if any(tensor.is_meta for tensor in model.parameters()):
-        raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to train it.")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("All weights of the model are frozen (`requires_grad` is False), and none could be trained.")
-    return copy.deepcopy(model)
+    return copy_of_model(model)
 
 
 def unchanged_predictions(before: Tensor, after: Tensor, labels: Tensor, *, by_label: bool) -> Unchanged:
@@ -439,7 +546,9 @@ class _StopAtTolerance(TrainerCallback):
         if args.tolerance is not None:
             trainer = self.trainer
             right = trainer.logits_of_all(trainer.model, trainer.forget).argmax(dim=1) == trainer.forget.labels
-            control.should_training_stop |= right.double().mean().item() <= args.tolerance
+            # Each process has running statistics of its own, and all have to stop at once.
+            total = trainer.accelerator.reduce(right.sum().to(args.device), "sum").item()
+            control.should_training_stop |= total <= args.tolerance * len(right) * args.world_size + 1e-9
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:

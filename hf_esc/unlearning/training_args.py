@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from ..errors import OptionError
 
@@ -20,7 +21,10 @@ class UnlearningArguments(TrainingArguments):
     - `per_device_train_batch_size` is 128, the number of *forget* images in a step; `per_device_eval_batch_size` 128.
     - `save_strategy` is `"epoch"` with `save_total_limit=1`: a run that diverges leaves its last good checkpoint.
     - `logging_steps` is 10, and `remove_unused_columns` False.
-    - `label_smoothing_factor` is refused: the loss is that of the method.
+    - `hub_strategy` is `"end"`, and no other is allowed: a model in training has forgotten nothing yet.
+    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `neftune_noise_alpha`, `bf16_full_eval`, `fp16_full_eval` and
+      `auto_find_batch_size` are refused: the loss is that of the method, the teacher is a whole model, an evaluation
+      leaves the weights in their precision, and a step has the size that the ledger says.
 
     Args:
         scenario (`str`, defaults to `"classes"`): What is to be forgotten: the `"classes"` of the forget images, or
@@ -75,6 +79,7 @@ class UnlearningArguments(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When a checkpoint is saved."})
     save_total_limit: int | None = field(default=1, metadata={"help": "How many checkpoints are kept."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "As in TrainingArguments."})
+    hub_strategy: str = field(default="end", metadata={"help": "Only the end of the training is pushed."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -97,7 +102,24 @@ class UnlearningArguments(TrainingArguments):
             raise OptionError(
                 f"`learning_rate` is above 0, and it is {self.learning_rate}: nothing would be forgotten."
             )
-        if self.label_smoothing_factor:
+        if self.hub_strategy != "end":
             raise OptionError(
-                "`label_smoothing_factor` has no use here: the loss is that of the method. Leave it out."
+                f"`hub_strategy={HubStrategy(self.hub_strategy).value!r}` would push a model in training. Use 'end'."
             )
+        for name in _NO_USE:
+            if getattr(self, name, None):
+                raise OptionError(
+                    f"`{name}` has no use here: the loss is that of the method, the teacher is a whole model, and "
+                    "weights stay in their precision. Leave it out."
+                )
+
+
+_NO_USE = (
+    "label_smoothing_factor",
+    "fsdp",
+    "deepspeed",
+    "neftune_noise_alpha",
+    "bf16_full_eval",
+    "fp16_full_eval",
+    "auto_find_batch_size",
+)
