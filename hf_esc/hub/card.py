@@ -201,8 +201,9 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
         f"{key} {record[key]}" for key in _SETTINGS if record.get(key) is not None and record[key] is not False
     ]
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
+    unnamed = "single images" if record.get("scenario") == "images" else "images without labels"
     return {
-        "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or "images without labels",
+        "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or unnamed,
         "method": {"esc": "ESC", "esc-t": "ESC-T", "remap": "remap"}.get(
             str(record.get("method")), escaped(str(record.get("method")))
         ),
