@@ -111,8 +111,10 @@ class ImageData:
             seed (`int`, defaults to 0): Of the draw. The same seed draws the same rows.
 
         Raises:
-            ForgetSetError: If the share is out of its range, or comes to no row or to all of them.
+            ForgetSetError: If the share or the seed is out of its range, or it comes to no row or to all of them.
         """
+        if seed < 0:
+            raise ForgetSetError(f"The seed of the draw is 0 or more, not {seed}.")
         if not 0 < fraction < 1:
             raise ForgetSetError(f"The share of the images to forget is above 0 and below 1, not {fraction}.")
         total = len(self.train)

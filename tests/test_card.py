@@ -193,6 +193,13 @@ def test_an_erasure_that_is_incomplete_is_called_so():
     assert "**The erasure is incomplete**" in section(card_text(configuration(), report=read))
 
 
+def test_images_of_classes_that_stay_are_no_incomplete_erasure():
+    record = ledger()[0] | {"scenario": "images", "labels": None, "label_ids": None, "unchanged": 0.95}
+    text = card_text(configuration([record]))
+    assert "The erasure is incomplete" not in section(text)
+    assert "| single images | ESC |" in section(text)
+
+
 def test_every_erasure_is_a_row():
     first, second = rows(golden())[2:4]
     assert first == ["dog", "ESC", "p 1.5, rank 2, per\\_class True", "120", "2.5 % of 120", "2026\\-01\\-02"]

@@ -226,8 +226,9 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
     keys = [key for key in record if key not in _NO_SETTINGS] if edits_weights(record) else _SETTINGS
     settings = [f"{key} {record[key]}" for key in keys if record.get(key) is not None and record[key] is not False]
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
+    unnamed = "single images" if record.get("scenario") == "images" else "images without labels"
     return {
-        "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or "images without labels",
+        "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or unnamed,
         "method": _METHODS.get(str(record.get("method")), escaped(str(record.get("method")))),
         "settings": escaped(", ".join(settings)),
         "images": str(record.get("num_images", "")),
