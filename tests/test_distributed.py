@@ -20,6 +20,9 @@ from hf_esc.data import image_batches
 from hf_esc.forget_features import ForgetFeatures, SharesLoader
 from hf_esc.loading import load_classifier, load_processor
 
+from .unlearning_process import SETTINGS as PROCESSES
+from .unlearning_process import run as unlearn
+
 TROUSER = 1
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run_esc_t.py"
 # A process needs some ten seconds to import all that it needs; one that waits for another waits for half an hour.
@@ -206,3 +209,25 @@ def test_on_a_gpu_it_is_the_mask_of_the_cpu(folder, fashion, words, tmp_path):
     with torch.no_grad():
         for batch in image_batches(rows, load_processor(erased), image_column="image", batch_size=200):
             assert (erased(**batch).logits.argmax(dim=1) == TROUSER).float().mean() < 0.1
+
+
+@slow
+def test_unlearning_trainers_of_two_processes_leave_the_weights_of_one(tmp_path):
+    """
+    Steps are divided, and weights stay the same on both. That of an odd number of images repeats one, so there is none
+    here.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    code, output = finish([*command, Path(__file__).with_name("unlearning_process.py"), tmp_path, *PROCESSES])
+    assert code == 0, output[-3000:]
+    for method in PROCESSES:
+        one, other = (load_file(tmp_path / f"{method}-{rank}") for rank in (0, 1))
+        assert one["steps"] == other["steps"]
+        if PROCESSES[method].get("batch_norm") == "train":
+            assert 3 < one["steps"] < 90  # both have stopped, and at once
+            continue
+        alone = unlearn(method, 1)
+        for name, value in alone.items():
+            assert torch.equal(one[name], other[name]), (method, name)
+            if value.is_floating_point():
+                torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..errors import OptionError
 from ..random_network import random_network
-from .batches import Step, mixed
 from .losses import kl_divergence
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments
@@ -54,7 +53,7 @@ class BadTeacherTrainer(UnlearningTrainer):
     """
 
     method = "bad-teacher"
-    uses_retain = True
+    uses_retain = mixes = True
     arguments = BadTeacherArguments
 
     def prepare(self) -> None:
@@ -64,10 +63,6 @@ class BadTeacherTrainer(UnlearningTrainer):
         self.bad_logits = self.logits_of_all(random_network(self.teacher, self.args.seed + 1), self.forget)
         kept = max(1, round(self.args.retain_share * len(self.retain)))
         self.retain = self.retain.part(torch.randperm(len(self.retain), generator=self.generator)[:kept].sort().values)
-
-    def steps(self, epoch: int, generator: torch.Generator) -> list[Step]:
-        """Both sets, shuffled together."""
-        return mixed(len(self.forget), len(self.retain or ()), self.forget_batch_size, generator)
 
     def unlearning_loss(self, model: nn.Module, forget: Images | None, retain: Images | None) -> Tensor:
         return self.mixed_loss(model, forget, retain, self._divergences)

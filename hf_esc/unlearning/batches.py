@@ -49,16 +49,27 @@ class Schedule(Sampler[list[tuple[bool, int]]]):
     The steps of each epoch, as this process's rows: `(True, row)` of the forget set, `(False, row)` of the retain set.
 
     Every process has an equal share of each step, and none is empty where the step is not: a share that would be
-    smaller than the others takes rows of the step's beginning once more.
+    smaller than the others takes rows of the step's beginning once more. It is a share of each side, unless both are
+    shuffled together.
 
     Args:
         steps (`Callable`): From an epoch and a generator to the steps of that epoch, of all processes together.
         index, processes (`int`): Which process of how many this is.
         seed (`int`): Of the generator, one for each epoch.
+        together (`bool`, defaults to `False`): Share out the rows of both sides as one.
     """
 
-    def __init__(self, steps: Callable[[int, torch.Generator], list[Step]], index: int, processes: int, *, seed: int):
+    def __init__(
+        self,
+        steps: Callable[[int, torch.Generator], list[Step]],
+        index: int,
+        processes: int,
+        *,
+        seed: int,
+        together: bool = False,
+    ):
         self.steps = steps
+        self.together = together
         self.index = index
         self.processes = processes
         self.seed = seed
@@ -93,13 +104,13 @@ class Schedule(Sampler[list[tuple[bool, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[bool, int]]]:
         for forget, retain in self.of(self.epoch):
-            yield [(True, row) for row in self._share(forget)] + [(False, row) for row in self._share(retain)]
+            sides = [[(True, row) for row in forget.tolist()], [(False, row) for row in retain.tolist()]]
+            parts = [sides[0] + sides[1]] if self.together else sides
+            yield [row for part in parts for row in self._share(part)]
 
-    def _share(self, rows: Tensor) -> list[int]:
-        if not len(rows):
-            return []
+    def _share(self, rows: list[tuple[bool, int]]) -> list[tuple[bool, int]]:
         even = -(-len(rows) // self.processes)
-        return rows.repeat(self.processes)[: even * self.processes][self.index :: self.processes].tolist()
+        return (rows * self.processes)[: even * self.processes][self.index :: self.processes]
 
 
 class _Both(torch.utils.data.Dataset):

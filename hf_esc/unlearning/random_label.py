@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from ..errors import OptionError
 from ..sites import evaluating
-from .batches import Step, mixed
 from .losses import draw_labels
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments
@@ -95,7 +94,7 @@ class SalUnTrainer(RandomLabelTrainer):
     """
 
     method = "salun"
-    uses_retain = True
+    uses_retain = mixes = True
     arguments = SalUnArguments
 
     def prepare(self) -> None:
@@ -133,10 +132,6 @@ class SalUnTrainer(RandomLabelTrainer):
         weights = dict(self.accelerator.unwrap_model(self.model).named_parameters())
         for name, mask in self.mask.items():
             weights[name].copy_(torch.where(mask, weights[name], original[name].to(weights[name].device)))
-
-    def steps(self, epoch: int, generator: torch.Generator) -> list[Step]:
-        """Both sets, shuffled together."""
-        return mixed(len(self.forget), len(self.retain or ()), self.forget_batch_size, generator)
 
     def unlearning_loss(self, model: nn.Module, forget: Images | None, retain: Images | None) -> Tensor:
         return self.mixed_loss(model, forget, retain, self._cross_entropies)

@@ -28,7 +28,7 @@ from ..outputs import logits_of
 from ..safetensors_trainer import SafetensorsTrainer
 from ..sites import evaluating
 from ..wrapping import copy_of_model
-from .batches import PairedLoader, Schedule, Step, alone, as_it_is, paired, shuffled
+from .batches import PairedLoader, Schedule, Step, alone, as_it_is, mixed, paired, shuffled
 from .images import LabelledImages, labelled_images
 from .losses import forbidden
 from .training_args import UnlearningArguments
@@ -65,6 +65,7 @@ class UnlearningTrainer(SafetensorsTrainer):
     Attributes:
         method (`str`): Its name on the command line and in the ledger.
         uses_forget, uses_retain (`bool`): Which images the method trains on.
+        mixes (`bool`): Whether images of both sides are shuffled together, so that a step can lack one.
         arguments (`type`): The kind of its arguments.
         teacher (`PreTrainedModel`): The given model.
 
@@ -86,6 +87,7 @@ class UnlearningTrainer(SafetensorsTrainer):
     method: ClassVar[str]
     uses_forget: ClassVar[bool] = True
     uses_retain: ClassVar[bool] = False
+    mixes: ClassVar[bool] = False
     arguments: ClassVar[type[UnlearningArguments]] = UnlearningArguments
 
     args: Any
@@ -177,6 +179,8 @@ class UnlearningTrainer(SafetensorsTrainer):
 
     def steps(self, epoch: int, generator: torch.Generator) -> list[Step]:
         """The steps of an epoch, of all processes together, with rows drawn from `generator`."""
+        if self.mixes:
+            return mixed(len(self.forget), len(self.retain or ()), self.forget_batch_size, generator)
         sides = []
         for images, size, used in (
             (self.forget, self.forget_batch_size, self.uses_forget),
@@ -259,7 +263,7 @@ class UnlearningTrainer(SafetensorsTrainer):
         """This process's share of each step."""
         args = self.args
         seed = args.data_seed if args.data_seed is not None else args.seed
-        schedule = Schedule(self.steps, args.process_index, args.world_size, seed=seed)
+        schedule = Schedule(self.steps, args.process_index, args.world_size, seed=seed, together=self.mixes)
         return PairedLoader(self.forget, self.retain, schedule, args.dataloader_num_workers)
 
     def set_initial_training_values(self, args, dataloader):
@@ -292,6 +296,7 @@ class UnlearningTrainer(SafetensorsTrainer):
 
     def _diverged(self, what: str) -> DivergenceError:
         kept = self._last_checkpoint
+        kept = kept if kept is not None and kept.is_dir() else None  # it can be rotated away for one of another run
         return DivergenceError(
             f"{self.method} diverged at step {self.state.global_step}: {what}. "
             + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint to go back to. ")
@@ -371,8 +376,9 @@ class UnlearningTrainer(SafetensorsTrainer):
             kind, options = self.optimizer_cls_and_kwargs
             found |= {"optim": kind.__name__, "optim_args": ",".join(f"{k}={v}" for k, v in options.items())}
             found["learning_rate"] = options.get("lr", args.learning_rate)
-        found["batch_size"] = self.forget_batch_size * args.gradient_accumulation_steps
-        if self.uses_retain:
+        if self.uses_forget:
+            found["batch_size"] = self.forget_batch_size * args.gradient_accumulation_steps
+        if self.uses_retain and not self.mixes:
             found["retain_batch_size"] = self.retain_batch_size * args.gradient_accumulation_steps
         return found
 

@@ -33,7 +33,8 @@ class UnlearningArguments(TrainingArguments):
         mask (`str`, defaults to `"own"`): Which classes a forget image is kept away from, where the method sends it to
             another: its `"own"` label, or `"all"` labels in the forget set.
         retain_batch_size (`int`, *optional*): Retain images of each process in a step; as many as forget images by
-            default.
+            default. It has no use where both are shuffled together: there a step is of `per_device_train_batch_size`
+            images of both.
         batch_norm (`str`, defaults to `"auto"`): What BatchNorm layers do in training: `"eval"` leaves their running
             statistics as they are, `"train"` learns them anew. `"auto"` learns them from steps that hold retain
             images: a step of one class alone would teach them that all images are like it.

@@ -1,0 +1,222 @@
+"""What was done to the weights stays known: to erasures in front of the head, to reports, to cards and to the Hub."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_esc import ESCModel, erase
+from hf_esc.data import ImageData
+from hf_esc.errors import HubError, LabelError
+from hf_esc.evaluation.unlearning import evaluate_unlearning
+from hf_esc.hub.card import BEGIN, EDITED_TEMPLATE, card_text
+from hf_esc.hub.redaction import redacted_config
+from hf_esc.labels import erased_labels
+from hf_esc.verification import verify
+
+from . import test_card
+from .esc_t import trained as trained_mask
+from .hub import card_errors
+from .pictures import NAMES, labelled
+from .pushing import tiny_vit
+from .test_card import section
+from .tiny import quietly
+from .unlearning import forget_set, learnt, pictures, retain_set, trained
+
+RUN = {"learning_rate": 0.05, "num_train_epochs": 4}
+
+
+@pytest.fixture(scope="module")
+def edited():
+    """DELETE of class 1; another class of it is forgotten in front of the head."""
+    return trained("delete", **RUN).model
+
+
+def in_front(model, method: str, label: int = 2) -> ESCModel:
+    forget = [pictures(label, 24)]
+    if method == "esc-t":
+        return trained_mask(model, forget).erased_model
+    if method == "remap":
+        return quietly(model, forget, method="remap", retain_set=retain_set()[::2], bank_size=8)
+    return quietly(model, forget, rank=1)
+
+
+@pytest.mark.parametrize("method", ["esc", "esc-t", "remap"])
+def test_records_of_edited_weights_stand_before_those_of_what_is_in_front(edited, method, tmp_path):
+    before = copy.deepcopy(edited.config.erasures)
+    erased = in_front(edited, method)
+    erased.save_pretrained(tmp_path)
+    loaded = ESCModel.from_pretrained(tmp_path)
+    for config in (erased.config, loaded.config):
+        assert config.erasures[:-1] == before
+        assert [record["method"] for record in config.erasures] == ["delete", method]
+        assert erased_labels(config) == {1, 2}
+        assert not hasattr(config.base_config, "erasures")
+    assert edited.config.erasures == before
+    checks = {check.name: check for check in verify(tmp_path)}
+    assert {name for name, check in checks.items() if check.passed is False} == set()
+    assert checks["ledger"].detail == "1 records of the same weights"
+    assert "edited (delete)" in checks["base"].detail
+
+
+def test_a_second_run_keeps_the_record_of_the_first(edited):
+    again = trained("delete", edited, [pictures(2, 24)], **RUN).model
+    assert [record["label_ids"] for record in again.config.erasures] == [[1], [2]]
+    with pytest.raises(LabelError, match="All 4 classes of the model"):
+        trained("delete", again, [pictures(0, 4), pictures(3, 4)])
+    with pytest.raises(LabelError, match="All 4 classes of the model"):
+        erase(again, [pictures(0, 4), pictures(3, 4)], rank=1)
+
+
+def test_a_report_leaves_out_what_was_forgotten_before():
+    model = tiny_vit()
+    data = labelled([0, 1, 2, 3] * 12, NAMES)
+    data = ImageData("pictures", data, data.select(range(24)), "image", "label", NAMES, 4)
+    ones = data.select(data.train, [1]).remove_columns("label")
+    erased = quietly(model, ones, rank=1, processor=model.image_processor)
+    edited = copy.deepcopy(model)
+    edited.config.erasures = [{"method": "delete", "labels": ["dog"], "label_ids": [1]}]
+    both = quietly(edited, ones, rank=1, processor=model.image_processor)
+    assert erased_labels(erased.config) == set()
+    report = evaluate_unlearning(both, data, forget_labels=[2], seeds=[0], processor=model.image_processor)
+    assert (report.forget, report.left_out, report.method) == (["bird"], ["dog"], ["delete", "esc"])
+    report = evaluate_unlearning(edited, data, seeds=[0], processor=model.image_processor)
+    assert (report.forget, report.left_out, report.projection_sha256) == (["dog"], [], None)
+    assert report.weights_sha256 is not None
+
+
+# The card
+
+
+def card(model, **options) -> str:
+    return card_text(model.config, repo_id="me/no-shade", **options)
+
+
+def test_the_card_of_edited_weights_says_what_was_done_and_claims_no_projection(edited):
+    text = card(edited)
+    assert card_errors(text) == []
+    found = section(text)
+    row = next(line for line in found.splitlines() if "DELETE" in line)
+    for word in ("shade 1", "learning_rate 0.05", "num_train_epochs 4", "data forget", "temperature 1.0", "seed 42"):
+        assert word.replace("_", r"\_") in row
+    assert "no proof that it is gone" in found
+    assert "a probe of the features may still read it" in found
+    assert "Not evaluated" in found
+    for wrong in ("projection", "ESCModel", "hf-esc verify", "bit for bit", "import hf_esc", "trust_remote_code"):
+        assert wrong not in found
+    metadata, _ = test_card.parts(text)
+    assert metadata["library_name"] == "transformers"
+    assert metadata["tags"] == ["machine-unlearning"]
+
+
+def test_the_card_of_images_calls_no_right_answer_a_failure():
+    sets = [pictures(label, 4) for label in range(4)]
+    model = trained("finetune", forget=sets, retain=[pictures(0, 4, seed=1)], scenario="images", num_train_epochs=1)
+    found = section(card(model.model))
+    assert "some of its training images" in found
+    assert "An answer that stays right is no failure" in found
+    assert "incomplete" not in found
+
+
+def test_the_card_says_where_an_erasure_is_incomplete():
+    model = trained("delete", learning_rate=1e-9, num_train_epochs=1).model
+    assert "**The erasure is incomplete**" in section(card(model))
+
+
+def test_the_numbers_of_a_report_or_of_the_trainer_stand_on_it(edited):
+    found = section(card(edited, report=replace(test_card.report(), forget=["shade 1"])))
+    assert "a converged linear probe gets" in found
+    assert "not measured" not in found
+    found = section(card(edited, accuracies={"eval_retain": 81.25}))
+    assert "| eval\\_retain | 81.2 |" in found
+    assert "without any reference beside them" in found
+
+
+def test_the_card_of_both_says_both_and_that_the_weights_are_no_longer_the_originals(edited):
+    found = section(card(in_front(edited, "esc"), untouched=False))
+    assert "| DELETE |" in found
+    assert "| ESC |" in found
+    assert "The weights inside were edited too" in found
+
+
+def test_names_are_taken_out_of_a_plain_configuration_too(edited):
+    config = redacted_config(edited.config)
+    assert config.id2label[1] == "redacted-1"
+    assert config.erasures[0]["labels"] == ["redacted-1"]
+    text = card_text(config, redacted=True)
+    assert "shade 1" not in text
+    assert "name what was to be forgotten" not in text
+    assert redacted_config(in_front(edited, "esc").config).base_config.id2label[1] == "redacted-1"
+    assert EDITED_TEMPLATE.is_file()
+
+
+def test_the_trainer_writes_the_card_with_its_accuracies(tmp_path):
+    sets = {"retain": retain_set(), "forget": forget_set()}
+    trainer = trained("delete", eval_dataset=sets, output_dir=str(tmp_path), **RUN)
+    trainer.create_model_card()
+    assert "Not evaluated" in section((tmp_path / "README.md").read_text())
+    found = trainer.evaluate()
+    trainer.create_model_card(license="mit", tags="mine")
+    text = (tmp_path / "README.md").read_text()
+    assert f"| eval\\_retain | {found['eval_retain_accuracy']:.1f} |" in text
+    assert test_card.parts(text)[0]["license"] == "mit"
+    assert text.count(BEGIN) == 1
+    with pytest.raises(TypeError, match="dataset"):
+        trainer.create_model_card(dataset="x")
+
+
+# The Hub
+
+PUSHED = """
+from tests.unlearning import trained
+from tests.pictures import labelled, NAMES
+from tests.pushing import tiny_vit
+trainer = trained(
+    "delete", tiny_vit(), labelled([1] * 6, NAMES), scenario="images", output_dir=output, push_to_hub=True,
+    hub_model_id=repo_id, num_train_epochs=1,
+)
+trainer.push_to_hub()
+code, out, err = command("push", output, repo_id + "-command")
+assert code == 0, err
+answer = [code, out]
+"""
+
+
+def test_the_trainer_and_the_command_push_a_plain_model_with_its_card(hub, client, tmp_path):
+    client(PUSHED, output=tmp_path / "out", repo_id="me/edited")
+    for name in ("me/edited", "me/edited-command"):
+        files = hub.repo(name).files
+        text = files["README.md"].decode()
+        assert card_errors(text) == []
+        assert "| DELETE |" in section(text)
+        assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(files)
+        assert not {file for file in files if file.endswith((".bin", ".py"))}
+        assert str(tmp_path) not in text + files["config.json"].decode()
+    assert hub.repo("me/edited").files["model.safetensors"] == hub.repo("me/edited-command").files["model.safetensors"]
+
+
+def test_a_model_from_which_nothing_was_forgotten_is_not_pushed(tmp_path, hf_esc):
+    from hf_esc.hub.push import push
+
+    with pytest.raises(HubError, match="no ledger of erasures"):
+        push(learnt(), "me/nothing")
+    tiny_vit().save_pretrained(tmp_path)
+    code, _, err = hf_esc("push", tmp_path, "me/nothing")
+    assert code == 2
+    assert "from which nothing was erased" in err
+
+
+def test_a_report_of_other_weights_is_refused(edited):
+    from hf_esc.hub.push import push
+
+    with pytest.raises(HubError, match="evaluation is of another model"):
+        push(edited, "me/other", report=test_card.report(projection_sha256=None, weights_sha256="0" * 64))
+
+
+def test_it_loads_with_its_ledger(edited, tmp_path):
+    edited.save_pretrained(tmp_path)
+    loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
+    assert loaded.config.erasures == edited.config.erasures
+    assert all(torch.equal(value, edited.state_dict()[name]) for name, value in loaded.state_dict().items())
