@@ -378,6 +378,9 @@ def performance() -> str:
                 measured += "equal" if entry["accuracies_equal"] else "not equal"
             if "entries_that_differ" in entry:
                 measured += f", {entry['entries_that_differ']} of {entry['entries_cut']} cut entries differ"
+            if "reference_mib" in entry:
+                measured += f": {entry['mib']:.0f} over {entry['reference_mib']:.0f} MiB, of which the imports alone"
+                measured += f" take {entry['imports_mib']:.0f}"
             if "projector_difference" in entry:
                 measured += f", projectors within {entry['projector_difference']:.0e}"
         elif "difference_mib" in entry:
