@@ -17,6 +17,7 @@ from hf_esc.configuration_esc import ESCConfig
 from hf_esc.errors import HubError
 from hf_esc.evaluation import Accuracies
 from hf_esc.evaluation.attacks import MEANINGS, AttackResult
+from hf_esc.evaluation.gate import GateCurve, GatePoint
 from hf_esc.evaluation.membership import MembershipInference
 from hf_esc.evaluation.report import ModelResult, Retention, UnlearningReport
 from hf_esc.evaluation.zrf import ZeroRetrainForgetting
@@ -179,6 +180,59 @@ def test_who_can_get_it_back_is_said_with_the_numbers_of_the_report():
     assert "hidden_states` and `attentions` bypass the projection" in text
     rows_forgotten = card_text(configuration(), report=report(num_forget_test=0, forget=[], forget_labels=[]))
     assert "the head gets 0.0 % of the forget training images right" in section(rows_forgotten)
+
+
+REMAP = {"method": "remap", "bank_size": 1500, "gate": "argmax", "labels": ["dog"], "label_ids": [1], "rank": None}
+WHO = "sees predictions: yes; queries features: yes, within the measured bound; holds the file: no (strips the gate)"
+BANK = ("feature vectors of retain images", "A bank of public pictures is offered for that reason", "--retain DATA")
+
+
+def gate(labels, missed: float) -> GateCurve:
+    argmax = GatePoint(None, False, 90.0, 80.0, 1.0, 2.0, 70.0)
+    return GateCurve(labels, [argmax, replace(argmax, threshold=0.25, in_force=True, recall_test=100 - missed)])
+
+
+def test_of_a_remap_it_says_from_whom_it_hides_and_what_the_file_carries():
+    config = configuration([ledger()[0] | REMAP])
+    text = " ".join(section(card_text(config)).split())
+    assert f"hidden from somebody who {WHO}." in text
+    assert "what the gate misses, which was not measured here." in text
+    assert "The file carries 1500 feature vectors of retain images" in text
+    assert all(words in text for words in BANK)
+    two = configuration([ledger()[0] | REMAP, ledger()[0] | REMAP])
+    assert "The file carries 3000 feature vectors" in card_text(two)
+    measured = card_text(two, report=report(gates=[gate([1], 2.5), gate([0, 2], 12.0)]))
+    assert "what the gate misses: 2.5 % and 12.0 % of the forget test images." in measured
+    assert card_errors(measured) == []
+
+
+def test_of_an_erasure_without_a_remap_it_does_not():
+    for made in (None, report()):
+        text = card_text(configuration(), report=made)
+        assert not any(words in text for words in ("The gate", "strips the gate", "retain images", "public pictures"))
+
+
+def test_the_docs_say_the_same_of_a_remap():
+    docs = Path(__file__).parents[1] / "docs"
+    threat = (docs / "concepts" / "threat-model.md").read_text(encoding="utf-8")
+    assert WHO in threat
+    works = (docs / "concepts" / "how-remap-works.md").read_text(encoding="utf-8")
+    for line in ("| sees predictions | yes |", "| queries features | yes, within the measured bound |"):
+        assert line in works
+    assert "| holds the file | no (strips the gate) |" in works
+    for page in (threat, works):
+        assert all(words in page for words in BANK)
+
+
+def test_the_gate_is_a_table_of_the_card():
+    made = report(gates=[gate([1, 2], 7.5)])
+    card = card_text(configuration([ledger()[0] | REMAP]), report=made)
+    assert "The gate of the remap of dog, class 2, in %." in section(card)
+    start = rows(card).index(["", "found, train", "found, test", "alarms, train", "alarms, test", "head, D_rt"])
+    assert rows(card)[start + 2 : start + 4] == [
+        ["argmax", "90.00", "80.00", "1.00", "2.00", "70.00"],
+        ["threshold 0.25 (in force)", "90.00", "92.50", "1.00", "2.00", "70.00"],
+    ]
 
 
 def test_an_erasure_that_is_incomplete_is_called_so():

@@ -76,7 +76,8 @@ def evaluate(
 
     An erased model stands beside its original, which is the same file with the projection off, beside a model that was
     trained without the classes where one is given (--reference), and beside a randomly initialised network. The
-    paper's probe is not trained to the end, so a converged one stands beside it.
+    paper's probe is not trained to the end, so a converged one stands beside it. Of a remapped model, the operating
+    curve of its gate follows.
 
     Example: hf-esc evaluate demo --dataset embedded
     """

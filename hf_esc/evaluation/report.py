@@ -15,6 +15,7 @@ from ..errors import DataError
 from .accuracy import Accuracies
 from .attacks import MEANINGS, AttackResult
 from .differences import average_gap
+from .gate import GateCurve, GatePoint
 from .knowledge_retention import CurvePoint
 from .membership import MembershipInference
 from .zrf import ZeroRetrainForgetting
@@ -36,6 +37,19 @@ _PROBES = {
     "knn": "KR, nearest neighbours",
     "one_vs_rest": "KR, is it a forgotten class or not",
 }
+
+# Of a point of a gate's curve.
+_GATE = {
+    "recall_train": "found, train",
+    "recall_test": "found, test",
+    "false_alarms_train": "alarms, train",
+    "false_alarms_test": "alarms, test",
+    "retain_test": "head, D_rt",
+}
+_GATE_MEANING = (
+    "Found: forget images that are remapped; alarms: others that are.",
+    "What is not found passes as it is: of these a reader of features gets what the original's features tell.",
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +112,8 @@ class UnlearningReport:
         projection_sha256 (`str`, *optional*): The fingerprint in the ledger of the erased model that was evaluated.
         weights_sha256 (`str`, *optional*): The fingerprint of the weights inside of it.
         random_seed (`int`, *optional*): Of the random network's weights; None where one was given.
+        gates (`list[GateCurve]`, *optional*): Of each remap in the model, what its gate finds, and would with other
+            thresholds; None of a model without one.
         versions (`dict[str, str]`): Of the libraries.
     """
 
@@ -115,6 +131,7 @@ class UnlearningReport:
     projection_sha256: str | None = None
     weights_sha256: str | None = None
     random_seed: int | None = None
+    gates: list[GateCurve] | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def recovery_rate(self, probe: str, name: str = "model") -> float | None:
@@ -196,6 +213,8 @@ class UnlearningReport:
             for derived in ("recovery_rate", "excess_knowledge", "average_gap"):
                 values.pop(derived)
             values["models"] = {name: _result(result) for name, result in values["models"].items()}
+            # Reports that were written before there was a gate have none.
+            values["gates"] = _gates(values.get("gates"))
             if "model" not in values["models"]:
                 raise ValueError("it is of no model")
             return cls(**values)
@@ -247,10 +266,20 @@ class UnlearningReport:
                 cells = ["-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found]
                 lines.append(f"{attack:<26}" + "".join(f"{cell:>15}" for cell in cells))
             lines += [f"  {attack}: {MEANINGS[attack]}" for attack in attacks]
+        for gate in self.gates or []:
+            section(f"the gate of the remap of {self._names(gate)}: which of the images are remapped")
+            lines.append(f"{'':<26}" + "".join(f"{title:>15}" for title in _GATE.values()))
+            for at in gate.points:
+                row(_gate_title(at), (getattr(at, key) for key in _GATE))
+        if self.gates:
+            lines += [f"  {sentence}" for sentence in _GATE_MEANING]
         return "\n".join(lines)
 
     def markdown(self) -> str:
-        """For a model card: forget / retain accuracies of the head and of each probe, a column for each model."""
+        """
+        For a model card: forget / retain accuracies of the head and of each probe, a column for each model. A table
+        for the gate of each remap follows.
+        """
         names = list(self.models)
         shown = ["this model" if name == "model" else escaped(name) for name in names]
         lines = [" | ".join(["|", *shown]) + " |"]
@@ -273,7 +302,23 @@ class UnlearningReport:
             attempts = [(result.attacks or {}).get(attack) for result in results]
             cells = (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" if a else "-" for a in attempts)
             row(f"attack `{attack}`, test images: {MEANINGS[attack]}", cells)
+        for gate in self.gates or []:
+            title = f"The gate of the remap of {escaped(self._names(gate))}, in %."
+            lines += [
+                "",
+                " ".join([title, *_GATE_MEANING]),
+                "",
+                " | ".join(["|", *_GATE.values()]) + " |",
+                "|" + " --- |" * (len(_GATE) + 1),
+            ]
+            for at in gate.points:
+                row(_gate_title(at), (_cell(getattr(at, key)) for key in _GATE))
         return "\n".join(lines)
+
+    def _names(self, gate: GateCurve) -> str:
+        """The classes of a remap, those by name that the evaluation is of."""
+        names = dict(zip(self.forget_labels, self.forget, strict=True))
+        return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
 
     def eval_results(self) -> list[EvalResult]:
         """For a model card's `model-index`: the numbers of the model under test, each named for what it is."""
@@ -304,6 +349,23 @@ def escaped(text: str) -> str:
 
 def _cell(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _gate_title(point: GatePoint) -> str:
+    title = "argmax" if point.threshold is None else f"threshold {point.threshold:g}"
+    return f"{title} (in force)" if point.in_force else title
+
+
+def _gates(values: Any) -> list[GateCurve] | None:
+    if values is None:
+        return None
+    gates = [GateCurve(**gate | {"points": [GatePoint(**point) for point in gate["points"]]}) for gate in values]
+    for gate in gates:
+        numbers: list[Any] = [getattr(point, key) for point in gate.points for key in _GATE]
+        numbers += [*gate.labels, *(point.threshold for point in gate.points if point.threshold is not None)]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError("its gates are none")
+    return gates
 
 
 def _result(values: Mapping[str, Any]) -> ModelResult:

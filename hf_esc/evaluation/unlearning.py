@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from ..labels import erased_labels
 from ..ledger import label_names
 from ..loading import load_processor
 from ..random_network import RANDOM_SEED, random_network
+from ..remap_factor import RemapFactor
 from ..sites import evaluating
 from ..version import __version__
 from .attacks import (
@@ -37,6 +39,7 @@ from .attacks import (
     projection,
     strip,
 )
+from .gate import GateCurve, gate_curves
 from .knowledge_retention import Part, accuracies_of, retention_curve, retention_of, share_of
 from .membership import LEAST, MembershipInference, attack_losses, cross_entropies
 from .model_features import ModelFeatures, model_features
@@ -71,7 +74,8 @@ def evaluate_unlearning(
     Beside the model under test stand the original (of an [`ESCModel`], the same file with the projection off, unless
     another is given), a retrained model where one is given, and a randomly initialised network of the same
     architecture, made on the spot: what anyone can learn from the pictures. Each runs over the data once; everything
-    is measured on what that leaves.
+    is measured on what that leaves. (With another original, an erased model runs over it once more with its projection
+    off where an attack or the gate of a remap asks for that.)
 
     Args:
         model (`PreTrainedModel`): The model under test.
@@ -138,13 +142,18 @@ def evaluate_unlearning(
 
     seen = {name: look(name, column, hidden="hidden_layers" in attacks) for name, column in columns.items()}
 
+    @functools.cache
+    def bare(name: str) -> ModelFeatures:
+        """A network with its projection off."""
+        without = replace(columns[name], projected=False)
+        # A network without a projection, or with it off, was seen so already; so was, mostly, the original.
+        seen_so = name if not columns[name].is_erased else ORIGINAL if columns.get(ORIGINAL) == without else None
+        return seen[seen_so] if seen_so else look(f"{name}-stripped", without)
+
     def attacked(attack: AttackName, name: str, parts: tuple[Part, Part]) -> AttackResult | None:
         column, gone_train, gone_test = columns[name], parts[0][2], parts[1][2]
         if attack == "strip":
-            bare = replace(column, projected=False)
-            # A network without a projection, or with it off, was seen so already; so was, mostly, the original.
-            seen_bare = name if not column.is_erased else ORIGINAL if columns.get(ORIGINAL) == bare else None
-            return strip(seen[seen_bare] if seen_bare else look(f"{name}-stripped", bare), gone_test)
+            return strip(bare(name), gone_test)
         if attack == "hidden_layers":
             return hidden_layers(seen[name], gone_train, gone_test)
         if attack == "knn":
@@ -206,6 +215,7 @@ def evaluate_unlearning(
         seeds=list(seeds),
         random_seed=None if references and RANDOM in references else RANDOM_SEED,
         models=results,
+        gates=_gates(model, bare, {*gone_labels, *erased_labels(model.config)}),
         versions={"hf_esc": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     )
 
@@ -265,6 +275,19 @@ def _forget_labels(model, data: ImageData, forget_labels, forget_indices) -> lis
     if len(labels) == len(mapping):
         raise LabelError(f"All {len(labels)} classes of {data.name!r} were to be forgotten: nothing else is there.")
     return sorted(labels)
+
+
+def _gates(
+    model: PreTrainedModel, bare: Callable[[str], ModelFeatures], gone: Collection[int]
+) -> list[GateCurve] | None:
+    """The gate of each remap; None of a model without one, or with its projection off."""
+    projections: Any = getattr(model, "projections", ())
+    if model.config.model_type != "esc" or len(projections) != 1 or not projections[0].enabled:
+        return None  # of several feature tensors none is remapped
+    factors = projections[0].factors
+    if all(factor.kind != RemapFactor.kind for factor in factors):
+        return None
+    return gate_curves(factors, bare(MODEL), gone) or None
 
 
 def _fingerprint(model) -> str | None:

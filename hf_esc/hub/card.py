@@ -201,6 +201,7 @@ def _section(
         untouched=untouched,
         incomplete=_incomplete(config, report),
         basis=any(record.get("method") != "remap" and not edits_weights(record) for record in ledger),
+        bound=_bound(report),
         bank=sum(record.get("bank_size") or 0 for record in ledger),
         repo_id=repo_id or "REPO",
         dataset=(_hub_id(report.dataset_id) if report is not None else None) or "DATA",
@@ -235,6 +236,15 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
         "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",
         "date": escaped(str(record.get("date", ""))[:10]),
     }
+
+
+def _bound(report: UnlearningReport | None) -> str:
+    """What the gates in force miss, as the end of a sentence."""
+    gates = report.gates if report is not None else None
+    missed = [100 - point.recall_test for gate in gates or [] for point in gate.points if point.in_force]
+    if not missed:
+        return ", which was not measured here"
+    return f": {' and '.join(f'{share:.1f} %' for share in missed)} of the forget test images"
 
 
 def _threat(report: UnlearningReport | None, *, in_front: bool) -> dict[str, str]:
