@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Any
@@ -267,17 +268,21 @@ def spent() -> str:
     return table(["experiment", "", "rows", "failed", "hours of unlearning"], lines)
 
 
+def _or_none(experiment: str, block: Callable[[], str]) -> Callable[[], str]:
+    return lambda: block() if rows_of(experiment) else "Not run yet: `make experiments`."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
-    "unlearning-short": short,
+    "unlearning-short": _or_none("table1-resnet", short),
     "unlearning-tuning": tuning,
-    "unlearning-times": lambda: times("times"),
-    "unlearning-fastest": lambda: fastest("times"),
-    "unlearning-table2": table2,
-    "unlearning-table5": table5,
-    "unlearning-in-turn": in_turn,
+    "unlearning-times": _or_none("times", lambda: times("times")),
+    "unlearning-fastest": _or_none("times", lambda: fastest("times")),
+    "unlearning-table2": _or_none("table2", table2),
+    "unlearning-table5": _or_none("table5", table5),
+    "unlearning-in-turn": _or_none("in-turn", in_turn),
     "unlearning-spent": spent,
 }
 for _model in ("resnet", "all-cnn", "vit"):
-    BLOCKS[f"unlearning-table1-{_model}"] = lambda name=f"table1-{_model}": table1(name)
-    BLOCKS[f"unlearning-probes-{_model}"] = lambda name=f"table1-{_model}": table1_probes(name)
-    BLOCKS[f"unlearning-misses-{_model}"] = lambda name=f"table1-{_model}": misses(name)
+    for _block, _function in (("table1", table1), ("probes", table1_probes), ("misses", misses)):
+        _name = f"table1-{_model}"
+        BLOCKS[f"unlearning-{_block}-{_model}"] = _or_none(_name, partial(_function, _name))
