@@ -41,8 +41,8 @@ _RUN = "unlearning.json"
 
 class UnlearningTrainer(SafetensorsTrainer):
     r"""
-    Trains a copy of a classifier to forget images. A method is a subclass that overrides [`unlearning_loss`], and,
-    where it needs more, [`steps`] or [`prepare`].
+    Trains a copy of a classifier to forget images. A method is a subclass that overrides `unlearning_loss`, and, where
+    it needs more, `steps` or `prepare`.
 
     The trained copy stays what it was, of the same architecture and without anything in front of its head, and loads
     with plain `from_pretrained`. Its configuration has a ledger (`erasures`) that says what was done. The given model
