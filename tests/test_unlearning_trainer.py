@@ -27,6 +27,7 @@ from .pictures import NAMES as COLOURS
 from .pictures import labelled
 from .pushing import tiny_vit
 from .test_unlearning_batches import STREAM
+from .test_unlearning_methods import NORMALISED
 from .tiny import quietly, tiny
 from .unlearning import C, forget_set, learnt, made, pictures, retain_set, rows, same, trained, weights
 from .zoo import ZOO
@@ -595,6 +596,17 @@ def test_a_gray_model_is_trained():
         labels = model(pixel_values=x).logits.argmax(1)
     trainer = trained("delete", model, [{"pixel_values": x, "labels": labels}], scenario="images", **SHORT)
     assert not same(weights(trainer.model), weights(model))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_a_model_on_the_cpu_is_trained_and_stays_there(method):
+    settings = {"processing_class": NORMALISED} if method == "boundary-shrink" else {}
+    trainer = trained(method, use_cpu=False, **SHORT, **settings)
+    assert {value.device.type for value in trainer.model.parameters()} == {"cuda"}
+    assert {value.device.type for value in learnt().parameters()} == {"cpu"}
+    assert trainer.model.config.erasures[-1]["method"] == method
 
 
 def test_a_head_that_lau_cannot_train_alone_is_refused(monkeypatch):
