@@ -219,4 +219,7 @@ def test_it_loads_with_its_ledger(edited, tmp_path):
     edited.save_pretrained(tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert loaded.config.erasures == edited.config.erasures
+    [check] = verify(tmp_path)
+    assert check.passed is False
+    assert "its weights were edited" in check.detail
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in loaded.state_dict().items())
