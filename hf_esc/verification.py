@@ -78,7 +78,8 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     except (OSError, ValueError) as error:
         raise ModelError(f"There is no checkpoint to verify at {source!r}: {error}") from error
     if config.model_type != ESCModel.config_class.model_type:
-        yield Check("erased model", False, f"{source} is a {config.model_type!r} model without a projection")
+        edited = ": its weights were edited, which cannot be checked" if getattr(config, "erasures", None) else ""
+        yield Check("erased model", False, f"{source} is a {config.model_type!r} model without a projection{edited}")
         return
     try:
         model = ESCModel.from_pretrained(source, **options)

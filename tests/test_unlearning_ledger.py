@@ -170,6 +170,8 @@ def test_the_trainer_writes_the_card_with_its_accuracies(tmp_path):
 # The Hub
 
 PUSHED = """
+from hf_esc.fingerprints import weights_sha256
+from tests import test_card
 from tests.unlearning import trained
 from tests.pictures import labelled, NAMES
 from tests.pushing import tiny_vit
@@ -180,13 +182,15 @@ trainer = trained(
 trainer.push_to_hub()
 code, out, err = command("push", output, repo_id + "-command")
 assert code == 0, err
+report = test_card.report(projection_sha256=None, weights_sha256=weights_sha256(trainer.model))
+hf_esc.hub.push.push(trainer.model, repo_id + "-report", report=report)
 answer = [code, out]
 """
 
 
 def test_the_trainer_and_the_command_push_a_plain_model_with_its_card(hub, client, tmp_path):
     client(PUSHED, output=tmp_path / "out", repo_id="me/edited")
-    for name in ("me/edited", "me/edited-command"):
+    for name in ("me/edited", "me/edited-command", "me/edited-report"):
         files = hub.repo(name).files
         text = files["README.md"].decode()
         assert card_errors(text) == []
@@ -194,6 +198,7 @@ def test_the_trainer_and_the_command_push_a_plain_model_with_its_card(hub, clien
         assert {"config.json", "model.safetensors", "preprocessor_config.json"} <= set(files)
         assert not {file for file in files if file.endswith((".bin", ".py"))}
         assert str(tmp_path) not in text + files["config.json"].decode()
+        assert ("evaluation.json" in files) is ("converged linear probe" in text) is (name == "me/edited-report")
     assert hub.repo("me/edited").files["model.safetensors"] == hub.repo("me/edited-command").files["model.safetensors"]
 
 
@@ -219,4 +224,7 @@ def test_it_loads_with_its_ledger(edited, tmp_path):
     edited.save_pretrained(tmp_path)
     loaded = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert loaded.config.erasures == edited.config.erasures
+    [check] = verify(tmp_path)
+    assert check.passed is False
+    assert "its weights were edited" in check.detail
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in loaded.state_dict().items())

@@ -88,7 +88,7 @@ def evaluate_unlearning(
         references (`Mapping[str, PreTrainedModel]`, *optional*): `original`, `retrain`, or others by any name.
         probes (`Sequence[str]`): Of [`train_probe`]. `paper` and `converged` are always there.
         curve (`bool`, defaults to `False`): The KR curve too, of the converged probe.
-        attacks (`Sequence[str]`): Of [`ATTACKS`][hf_esc.evaluation.attacks]: what somebody could do to get the classes
+        attacks (`Sequence[str]`): Of `ATTACKS`, see [`AttackResult`]: what somebody could do to get the classes
             back. `finetune` trains a copy of each network but the random one.
         seeds (`Sequence[int]`): For probes that have any randomness, and for membership inference.
         processor (*optional*): Image processor for all; by default each network has its own, and that of `model` where

@@ -41,8 +41,8 @@ _RUN = "unlearning.json"
 
 class UnlearningTrainer(SafetensorsTrainer):
     r"""
-    Trains a copy of a classifier to forget images. A method is a subclass that overrides [`unlearning_loss`], and,
-    where it needs more, [`steps`] or [`prepare`].
+    Trains a copy of a classifier to forget images. A method is a subclass that overrides `unlearning_loss`, and, where
+    it needs more, `steps` or `prepare`.
 
     The trained copy stays what it was, of the same architecture and without anything in front of its head, and loads
     with plain `from_pretrained`. Its configuration has a ledger (`erasures`) that says what was done. The given model
@@ -67,7 +67,7 @@ class UnlearningTrainer(SafetensorsTrainer):
         uses_forget, uses_retain (`bool`): Which images the method trains on.
         mixes (`bool`): Whether images of both sides are shuffled together, so that a step can lack one.
         arguments (`type`): The kind of its arguments.
-        teacher (`PreTrainedModel`): The given model.
+        teacher (`PreTrainedModel`): The given model, or a copy of it where that is on another device.
 
     Raises:
         ForgetSetError: If a set is missing or empty, has no labels, or both share images, or if the model is wrong
@@ -135,7 +135,11 @@ class UnlearningTrainer(SafetensorsTrainer):
             self.retain, processor = labelled_images(model, retain_set, processor, **options)
         check_sets(model.config, self.forget, self.retain, args.scenario)
         self.forget_labels = self.forget.labels.unique()
+        # Features and logits of both are compared, so both are on one device; the given model stays where it is.
         self.teacher = model
+        if next(model.parameters()).device != args.device:
+            moved: Any = copy_of_model(model)
+            self.teacher = moved.to(args.device)
         self.num_labels: Any = model.config.num_labels
         self._options = options | {"processor": processor, "what": "evaluation set"}
         if args.n_gpu > 1:
