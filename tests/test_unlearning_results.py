@@ -1,0 +1,74 @@
+"""What the committed experiments say: which bars are met, and exactly which are missed."""
+
+import sys
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import report_unlearning as report  # noqa: E402
+
+CLASSES = ("Trouser", "Shirt", "Bag")
+FORGET_ONLY = ("delete", "neg-grad", "random-label", "boundary-shrink", "lau")
+# A class that is forgotten has at most 10 % of its training images left, and the others lose at most 5 points of test
+# accuracy. These miss that, always by what the others lose.
+MISSED = {
+    "table1-resnet": {(method, name) for method in ("neg-grad", "random-label") for name in CLASSES},
+    "table1-all-cnn": set(),
+}
+
+
+def after(experiment: str, label: str, name: str, key: str) -> float:
+    rows = [row for row in report.rows_of(experiment) if row["label"] == label and row["request"] == [name]]
+    return mean(row["accuracies"][key] for row in rows)
+
+
+def labels(experiment: str) -> list[str]:
+    return [label for label in report.labels_of(report.rows_of(experiment)) if label not in report.REFERENCES]
+
+
+@pytest.mark.parametrize("experiment", MISSED)
+def test_each_method_forgets_and_keeps_the_others_but_where_it_is_known_not_to(experiment):
+    missed = set()
+    for label in labels(experiment):
+        for name in CLASSES:
+            assert after(experiment, label, name, "forget_train") <= 10
+            lost = after(experiment, "original", name, "retain_test") - after(experiment, label, name, "retain_test")
+            if lost > 5:
+                missed.add((label, name))
+    assert missed == MISSED[experiment]
+
+
+def test_delete_on_the_all_cnn_keeps_the_others_for_shirt_alone():
+    """The bar: at most 3 % of the test images left, and the others within 3 points. Trouser and Bag miss the second."""
+    met = set()
+    for name in CLASSES:
+        assert after("table1-all-cnn", "delete", name, "forget_test") <= 3
+        before = after("table1-all-cnn", "original", name, "retain_test")
+        if after("table1-all-cnn", "delete", name, "retain_test") >= before - 3:
+            met.add(name)
+    assert met == {"Shirt"}
+
+
+@pytest.mark.parametrize("experiment", MISSED)
+def test_a_converged_probe_reads_the_class_after_every_method_but_remap(experiment):
+    """The README says so: not less than from a random network, which is what anyone learns from the pictures."""
+    for name in CLASSES:
+
+        def read(label: str, name=name) -> float:
+            rows = [row for row in report.rows_of(experiment) if row["label"] == label and row["request"] == [name]]
+            return mean(row["retention"]["converged"]["forget_test"] for row in rows)
+
+        for label in labels(experiment):
+            assert (read(label) < 20) == (label == "remap")
+            assert label == "remap" or read(label) > read("random") - 10
+
+
+def test_every_row_says_what_it_was_made_with():
+    for experiment in MISSED:
+        for row in report.rows_of(experiment):
+            assert row["key"]
+            assert row["setting"]["revision"]
+            assert row["label"] in report.REFERENCES or row["seconds"] > 0
