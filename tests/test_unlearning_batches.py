@@ -262,6 +262,13 @@ def test_a_data_set_needs_an_image_processor():
         labelled_images(tiny(NAMES), STREAM)
 
 
+def test_the_models_own_image_processor_goes_with_ready_batches():
+    model = tiny_vit()
+    batch = {"pixel_values": images(2), "labels": torch.tensor([0, 1])}
+    assert labelled_images(model, [batch])[1] is model.image_processor
+    assert labelled_images(tiny(NAMES), [batch])[1] is None
+
+
 def test_the_set_that_is_at_fault_is_named():
     with pytest.raises(ForgetSetError, match="The retain set is empty"):
         labelled_images(learnt(), [], what="retain set")

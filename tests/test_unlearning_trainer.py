@@ -205,14 +205,16 @@ def test_a_tolerance_stops_at_the_end_of_the_first_epoch_that_keeps_it():
                 right = model.eval()(**rows(trainer)["inputs"]).logits.argmax(1) == 1
             shares.append(right.double().mean().item())
 
-    trainer = made("delete", tolerance=0.25, num_train_epochs=50, learning_rate=5e-3, callbacks=[Watch()])
+    trainer = made(
+        "delete", tolerance=0.1, num_train_epochs=50, learning_rate=2e-3, optim_args=None, callbacks=[Watch()]
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", IncompleteErasureWarning)
         trainer.train()
     assert 1 < trainer.state.epoch < 50
     assert trainer.state.epoch == int(trainer.state.epoch)
-    assert shares[-1] <= 0.25
-    assert all(share > 0.25 for share in shares[:-1])
+    assert 0 < shares[-1] <= 0.1  # one image of 24
+    assert all(share > 0.1 for share in shares[:-1])
 
 
 def test_the_number_of_steps_is_that_of_the_epochs_or_the_given_one():
