@@ -11,9 +11,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import report_unlearning as report
 
 CLASSES = ("Trouser", "Shirt", "Bag")
-FORGET_ONLY = ("delete", "neg-grad", "random-label", "boundary-shrink", "lau")
-# A method that forgets a class leaves at most 10 % of its training images, and costs the others at most 5 points of test
-# accuracy. What misses that, by (method, class): what is left is too much (D_f), or what is lost (D_rt).
+# A method that forgets a class leaves at most 10 % of its training images, and costs the others at most 5 points of
+# test accuracy. What misses that, by (method, class): what is left is too much (D_f), or what is lost (D_rt).
 RESNET = {(method, name): {"D_rt"} for method in ("neg-grad", "random-label") for name in CLASSES}
 RESNET |= {("bad-teacher", "Shirt"): {"D_f", "D_rt"}}
 RESNET |= {("fisher", name): {"D_f", "D_rt"} for name in CLASSES}
