@@ -346,13 +346,11 @@ def remap_misses() -> str:
             found = []
             for probe, reader in READERS.items():
                 read = run["probes"][probe]["forget_test"]
-                found.append((reader, "D_ft at most what the gate misses and 3 points", read, missed + 3, False))
-                if missed <= 2:
-                    found.append((reader, "D_ft at most 5 %", read, 5, False))
+                found.append((reader, "D_ft at most what the gate misses and 3", read, missed + 3, False))
             for probe, reader in ((ALONE, ALONE), *READERS.items()):
                 change = run["probes"][probe]["retain_test"] - before[probe]["retain_test"]
                 most = 1 if probe == ALONE else 3
-                found.append((reader, f"D_rt within {most} point{'s'[: most - 1]}", change, most, True))
+                found.append((reader, f"D_rt moves by at most {most}", change, most, True))
             for reader, bar, value, most, change in found:
                 over = abs(value) - most
                 if over > 1e-9:
