@@ -218,7 +218,11 @@ def test_unlearning_trainers_of_two_processes_leave_the_weights_of_one(tmp_path)
     here.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    code, output = finish([*command, Path(__file__).with_name("unlearning_process.py"), tmp_path, *PROCESSES])
+    # As a module: it shares code with the tests.
+    code, output = finish(
+        [*command, "--module", "tests.unlearning_process", tmp_path, *PROCESSES],
+        PYTHONPATH=str(Path(__file__).parents[1]),
+    )
     assert code == 0, output[-3000:]
     for method in PROCESSES:
         one, other = (load_file(tmp_path / f"{method}-{rank}") for rank in (0, 1))
