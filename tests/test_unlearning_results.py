@@ -17,7 +17,8 @@ RESNET = {(method, name): {"D_rt"} for method in ("neg-grad", "random-label") fo
 RESNET |= {("bad-teacher", "Shirt"): {"D_f", "D_rt"}}
 RESNET |= {("fisher", name): {"D_f", "D_rt"} for name in CLASSES}
 ALL_CNN = {("delete", name): {"D_rt"} for name in ("Trouser", "Bag")}
-ALL_CNN |= {("neg-grad", name): {"D_rt"} for name in CLASSES}
+ALL_CNN |= {(method, name): {"D_rt"} for method in ("neg-grad", "random-label") for name in CLASSES}
+ALL_CNN |= {("boundary-shrink", name): {"D_rt"} for name in ("Trouser", "Bag")}
 MISSED = {"table1-resnet": RESNET, "table1-all-cnn": ALL_CNN}
 
 
