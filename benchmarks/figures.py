@@ -67,7 +67,8 @@ def layers(experiment: str = "table1-resnet") -> Figure:
     image = axes.imshow(shown, aspect="auto", cmap="viridis", vmin=-5, vmax=0)
     axes.set_yticks(range(len(labels)), [NAMES.get(label, label) for label in labels])
     axes.set_xticks(range(len(names)), [_layer(name) for name in names], rotation=90, fontsize=6)
-    figure.colorbar(image, label="log10 of the relative difference\n(1e-5 and less, 0 too, look alike)")
+    label = "log10 of the relative difference\n(1e-5 and less, 0 too, look alike, and so do 1 and more)"
+    figure.colorbar(image, label=label)
     return figure
 
 

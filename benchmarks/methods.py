@@ -17,7 +17,6 @@ from hf_esc.remapping import remap
 from hf_esc.unlearning import METHODS, fisher_forgetting
 
 QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
-CLOSED_FORMS = ("esc", "remap", "fisher")
 # What each method reads of the images. The paper compares ESC with those that do without retain images.
 RETAIN_DATA = {"remap", "fisher", *(name for name, trainer in METHODS.items() if trainer.uses_retain)}
 

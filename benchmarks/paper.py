@@ -119,6 +119,9 @@ def start_of(setting: Setting, data: ImageData) -> tuple[PreTrainedModel, Any]:
 def train(setting: Setting, data: ImageData, rows: Any, folder: Path, device: str | None) -> Path:
     """The network after its training on these rows, and a log of it."""
     if (folder / "training.json").is_file():
+        before = json.loads((folder / "training.json").read_text())["settings"]
+        if any(before[name] != getattr(setting, name) for name in ("data", "start", "training")):
+            raise SystemExit(f"{folder} was trained with other settings. Remove it, or name another `--output`.")
         return folder
     model, processor = start_of(setting, data)
     checkpoints = folder.with_name(folder.name + "-checkpoints")

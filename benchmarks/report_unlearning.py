@@ -78,7 +78,8 @@ def _title(label: str) -> str:
 def _runs(rows: list[Row]) -> str:
     classes = len({tuple(row["request"]) for row in rows})
     seeds = len({row["seed"] for row in rows})
-    return f"{classes} × {seeds}"
+    good = sum("error" not in row for row in rows)
+    return f"{classes} × {seeds}" if good == classes * seeds else f"{good} of {classes} × {seeds}"
 
 
 def table1(experiment: str) -> str:
@@ -169,14 +170,14 @@ def fastest(experiment: str) -> str:
 
 def table2() -> str:
     """ESC with other shares of directions."""
-    rows = rows_of("table2")
+    rows = rows_of("table2") + [row for row in rows_of("table1-resnet") if row["label"] in REFERENCES]
     lines = []
     for label in labels_of(rows):
         own = [row for row in rows if row["label"] == label]
         cells = [average(own, head(key)) for key in ("forget_test", "retain_test", "hm_train", "hm_test")]
         cells += [average(own, probe("paper", key)) for key in ("hm_train", "hm_test")]
         cells += [average(own, probe("converged", key)) for key in ("hm_train", "hm_test")]
-        lines.append([label, *cells])
+        lines.append([_title(label), *cells])
     header = ["ESC", "D_ft", "D_rt", "HM", "HM_t", "KR paper: HM", "HM_t", "KR converged: HM", "HM_t"]
     return table(header, lines)
 
@@ -222,8 +223,8 @@ def table5() -> str:
         gap = "-"
         if retrain and label != "retrain" and own:
             gap = f"{mean(abs(mean(map(pick, own)) - mean(map(pick, retrain))) for pick in picks.values()):.2f}"
-        lines.append([_title(label), *cells, gap, average(own, lambda row: row["seconds"])])
-    return table(["method", *picks, "Avg Gap", "seconds"], lines)
+        lines.append([_title(label), *cells, gap, average(own, lambda row: row.get("process_seconds"))])
+    return table(["method", *picks, "Avg Gap", "processor seconds"], lines)
 
 
 def tuning() -> str:
@@ -234,7 +235,9 @@ def tuning() -> str:
             chosen = next((t for t in entry["trials"] if t["value"] == entry["best"]), None)
             cells = ["diverged", "-", "-", "-"]
             if chosen:
-                cells = [f"{chosen['value']:g}", *(f"{chosen[key]:.1f}" for key in ("forget", "retain", "hm"))]
+                tried = [trial["value"] for trial in entry["trials"]]
+                edge = " (edge)" if chosen["value"] in (min(tried), max(tried)) else ""
+                cells = [f"{chosen['value']:g}{edge}", *(f"{chosen[key]:.1f}" for key in ("forget", "retain", "hm"))]
             first = f"`embedded/{file.stem}`" if not number else ""
             lines.append([first, _title(method), entry["tuned"], cells[0], str(len(entry["trials"])), *cells[1:]])
     return table(["model", "method", "tuned", "chosen", "trials", "D_f", "D_r", "HM"], lines)

@@ -6,8 +6,9 @@ Run experiments: each file in `benchmarks/experiments/` is one, and its results 
     OMP_NUM_THREADS=1 python benchmarks/run.py              # all of them
     OMP_NUM_THREADS=1 python benchmarks/run.py --quick      # one class, one seed, forget-only methods: a few minutes
 
-A row is one method, one request and one seed. It is run again only if its settings, the model or what is measured have
-changed (`--again METHOD` where the code has). Rows are written one by one, so a run that was killed goes on.
+A row is one method, one request and one seed. It is run again only if its settings, the model's weights, the name of
+the data or what is measured have changed (`--again METHOD` where the code, the images or a reference have). Rows are
+written one by one, so a run that was killed goes on.
 
 Learning rates are those of `tune.py`. The Retrain references are runs of `examples/train_embedded.py --exclude CLASS`
 in `DIR/MODEL-CLASS`, such as `build/retrain/resnet-Trouser`; without `--retrain` these rows stay as they are.
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from methods import RETAIN_DATA, forget
 from performance import setting
+from report_unlearning import REFERENCES
 from results import read, write
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import logging
@@ -42,7 +44,6 @@ from hf_esc.loading import load_classifier, load_processor
 from hf_esc.random_network import random_network
 
 HERE = Path(__file__).parent
-REFERENCES = ("original", "retrain", "random")
 
 
 @dataclass
@@ -92,7 +93,7 @@ def settings_of(method: dict[str, Any], experiment: Experiment, tuning: Path) ->
     settings = dict(method.get("settings", {}))
     if method.get("tuned"):
         found = read(tuning).get(method["method"])
-        if found is None:
+        if found is None or found["best"] is None:
             raise SystemExit(
                 f"{method['method']} is not tuned for {experiment.model}: run `python benchmarks/tune.py --model "
                 f"{experiment.model} --methods {method['method']}`."
@@ -127,7 +128,7 @@ class Subject:
 
     def features(self, model: PreTrainedModel, name: str) -> ModelFeatures:
         """One pass over all images; where a row with another seed is of the same weights, that of this one."""
-        folder = Path("build/features") / self.experiment.model
+        folder = Path("build/features") / self.experiment.model.strip("/").replace("/", "-")
         return model_features(model.eval(), self.data, self.processor, batch_size=100, folder=folder, name=name)
 
     @property
@@ -136,15 +137,15 @@ class Subject:
             self._random = self.features(random_network(self.original), "random")
         return self._random
 
-    def sets(self, request: list[str]) -> tuple[Any, Any, dict[str, Any]]:
-        """Images to forget, the others, and what `measure` calls them."""
+    def sets(self, request: list[str], so_far: list[str]) -> tuple[Any, Any, dict[str, Any]]:
+        """Images to forget, those of none that was asked for so far, and what `measure` calls the first."""
         train = self.data.train
         if self.experiment.fraction:
             rows = self.data.rows_to_forget(self.experiment.fraction)
             others = self.data.rows(rows, keep=False)
             return self.data.rows(rows), others, {"forget_labels": [], "forget_indices": rows}
         labels = self.data.resolve(request, self.original.config)
-        others = self.data.select(train, labels, keep=False)
+        others = self.data.select(train, self.data.resolve(so_far, self.original.config), keep=False)
         return self.data.forget_set(labels), others, {"forget_labels": labels}
 
     def reference(self, name: str, request: list[str]) -> tuple[PreTrainedModel, dict[str, float]] | None:
@@ -165,7 +166,7 @@ class Subject:
         """Everything that is measured of one model."""
         whose = label if label in ("original", "random") else f"{label}-{slug(so_far)}"
         features = self.features(model, whose.replace(" ", "-"))
-        *_, what = self.sets(so_far)
+        *_, what = self.sets(so_far, so_far)
         result = measure(
             features, self.random, **what, probes=self.experiment.probes, seeds=(seed,), device=self.original.device
         )
@@ -194,7 +195,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def key_of(subject: Subject, settings: dict[str, Any], more: list[Any]) -> str:
-    """Of everything that a row depends on but the code."""
+    """Of what a row depends on, but for the code, the images themselves and a reference's weights."""
     experiment = subject.experiment
     depends = [subject.fingerprint, experiment.data, experiment.fraction, experiment.in_turn]
     depends += [experiment.probes, experiment.details, settings, *more]
@@ -245,7 +246,7 @@ def run_experiment(
                         continue
                     made |= subject.row(found[0], label, so_far, seed, found[1])
                 else:
-                    forget_set, retain_set, _ = subject.sets(request)
+                    forget_set, retain_set, _ = subject.sets(request, so_far)
                     try:
                         sets = (subject.data, forget_set, retain_set, subject.processor)
                         model, spent = forget(method["method"], model, *sets, settings, seed)

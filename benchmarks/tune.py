@@ -8,7 +8,7 @@ and is judged by the harmonic mean of 100 - D_f and D_r on those that were held 
 The first trials are powers of ten, from 1e-5 to 1e-1, and the last two are half a power on either side of the best.
 All other settings are the reference's. Fisher forgetting has the strength of its noise instead, from 1e-9 to 1e-5.
 
-Writes every trial into `benchmarks/results/tuning.json`; only what is missing is run.
+Writes every trial into `benchmarks/results/tuning/`; only what is missing is run.
 """
 
 import json
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results" / "tuning"
 COARSE = tuple(10.0**power for power in (-5, -4, -3, -2, -1))
 # Its learning rate is the original's recipe, and not a strength of forgetting.
 UNTUNED = {"retrain"}
-# What a trial, and the experiments after it, set besides.
+# What a trial sets besides, as the experiments do in their files.
 MORE: dict[str, dict[str, Any]] = {"fisher": {"num_images": 500}}
 
 
@@ -98,6 +98,11 @@ def tune(model: PreTrainedModel, data: ImageData, request: list[str], methods: l
     train, held = split(data)
     part = replace(data, train=train, test=None)
     forget_set, retain_set = part.forget_set(labels), part.select(part.train, labels, keep=False)
+
+    def keep(method: str, trials: list[dict[str, Any]], chosen: float | None) -> None:
+        entry = {"tuned": tuned_name(method), "best": chosen, "forget": request, "trials": trials}
+        write(file, read(file) | {method: entry | {"setting": setting(1)}})
+
     for method in methods:
         trials = read(file).get(method, {"trials": []})["trials"]
 
@@ -114,8 +119,7 @@ def tune(model: PreTrainedModel, data: ImageData, request: list[str], methods: l
                 row["error"] = str(error)
             trials.append(row)
             print(file.stem, method, json.dumps(row), file=sys.stderr, flush=True)
-            entry = {"tuned": tuned_name(method), "best": best(trials), "forget": request, "trials": trials}
-            write(file, read(file) | {method: entry | {"setting": setting(1)}})
+            keep(method, trials, None)  # a method that is tuned in part has no best value yet
 
         coarse = [_rounded(rate * 1e-4) for rate in COARSE] if method == "fisher" else list(COARSE)
         for value in coarse:
@@ -124,6 +128,8 @@ def tune(model: PreTrainedModel, data: ImageData, request: list[str], methods: l
         if middle is not None:
             for factor in (10**-0.5, 10**0.5):
                 trial(_rounded(middle * factor))
+        if read(file)[method]["best"] != best(trials):
+            keep(method, trials, best(trials))
 
 
 def _same(one: float, other: float) -> bool:

@@ -16,7 +16,7 @@ from .errors import ForgetSetError, IncompleteErasureWarning, OptionError
 from .fingerprints import weights_sha256
 from .forget_set import forget_batches
 from .forget_statistics import collect
-from .ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
+from .ledger import MOST_UNCHANGED, Unchanged, cannot_be_seen, label_names, ledger_record, refuse_all_classes
 from .modeling_esc import ESCModel
 from .rank import MOST_SUGGESTED, Rank, RankSearch
 from .remapping import BANK_SIZE, remap
@@ -164,10 +164,7 @@ def erase(
         warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
     elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
         warnings.warn(
-            f"The erasure is incomplete, or cannot be seen: only {unchanged.right_before:.1%} of the forget images "
-            f"had the "
-            "prediction that their label says. Were they erased before, or are the labels not the model's class "
-            "indices?",
+            cannot_be_seen(unchanged.right_before),
             IncompleteErasureWarning,
             stacklevel=2,
         )

@@ -71,6 +71,29 @@ def refuse_all_classes(config, labels: Iterable[int], instead: str = "drop their
         )
 
 
+def refuse_forgotten(config, labels: Iterable[int], retained: Iterable[int], instead: str = "") -> None:
+    """
+    Raise a [`LabelError`] where images to keep are of a class that is to be forgotten or was before: they would teach
+    it again, or stand in for it.
+
+    `instead` is the end of the advice.
+    """
+    kept, now = set(retained), set(labels)
+    for gone, which in ((now, "is to be forgotten"), (erased_labels(config) - now, "was forgotten before")):
+        if both := kept & gone:
+            names = ", ".join(map(str, label_names(config, both).values()))
+            raise LabelError(f"The retain set has images of {names}, which {which}. Take them out{instead}.")
+
+
+def cannot_be_seen(right_before: float, more: str = "") -> str:
+    """What to warn of where the head was wrong about nearly all forget images before."""
+    return (
+        f"The erasure is incomplete, or cannot be seen: only {right_before:.1%} of the forget images had the "
+        f"prediction that their label says{more}. Were they erased before, or are the labels not the model's class "
+        "indices?"
+    )
+
+
 def base_on_the_hub(config) -> tuple[str | None, str | None]:
     """
     The Hub's id and the commit of the classifier that is erased, None where it did not come from there: a path is

@@ -22,7 +22,15 @@ from .features import FeatureBatch, FeatureSample, head_weights, model_inputs, s
 from .fingerprints import weights_sha256
 from .forget_set import NOTHING_TO_FORGET, forget_batches, label_mapping
 from .forget_statistics import check_labels
-from .ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
+from .ledger import (
+    MOST_UNCHANGED,
+    Unchanged,
+    cannot_be_seen,
+    label_names,
+    ledger_record,
+    refuse_all_classes,
+    refuse_forgotten,
+)
 from .modeling_esc import ESCModel
 from .moments import SecondMoment
 from .remap_factor import RemapFactor
@@ -155,9 +163,7 @@ def remap(
     )
     if right.double().mean() < MOST_UNCHANGED:
         warnings.warn(
-            f"The erasure is incomplete, or cannot be seen: only {right.double().mean():.1%} of the forget images had "
-            "the prediction that their label says, and only those are remapped. Were they erased before, or are the "
-            "labels not the model's class indices?",
+            cannot_be_seen(right.double().mean().item(), ", and only those are remapped"),
             IncompleteErasureWarning,
             stacklevel=2,
         )
@@ -201,12 +207,9 @@ def _retain_sample(
     """A sample of the retain features `(m, d)` as they reach the head."""
     sample = FeatureSample(size, seed)
     for number, batch in enumerate(stream_features(model.model, groups, batches)):
-        if batch.labels is not None and (overlap := set(batch.labels.tolist()) & set(forgotten)):
-            names = ", ".join(map(str, label_names(model.config, overlap).values()))
-            raise LabelError(
-                f"The retain set has images of {names}, which is to be forgotten. Take them out, or drop the labels "
-                "if they are those of another data set."
-            )
+        if batch.labels is not None:
+            instead = ", or drop the labels if they are those of another data set"
+            refuse_forgotten(model.config, forgotten, batch.labels.tolist(), instead)
         _check_finite(batch.features[0], f"Batch {number} of the retain set")
         sample.update(batch)
     if not sample.n:

@@ -9,11 +9,12 @@ from transformers import AutoModelForImageClassification
 
 from hf_esc import ESCModel, erase
 from hf_esc.data import ImageData
-from hf_esc.errors import HubError, LabelError
+from hf_esc.errors import HubError, IncompleteErasureWarning, LabelError
 from hf_esc.evaluation.unlearning import evaluate_unlearning
 from hf_esc.hub.card import BEGIN, EDITED_TEMPLATE, card_text
 from hf_esc.hub.redaction import redacted_config
 from hf_esc.labels import erased_labels
+from hf_esc.unlearning import fisher_forgetting
 from hf_esc.verification import verify
 
 from . import test_card
@@ -23,7 +24,7 @@ from .pictures import NAMES, labelled
 from .pushing import tiny_vit
 from .test_card import section
 from .tiny import quietly
-from .unlearning import forget_set, learnt, pictures, retain_set, trained
+from .unlearning import forget_set, learnt, made, pictures, retain_set, trained
 
 RUN = {"learning_rate": 0.05, "num_train_epochs": 4}
 
@@ -68,6 +69,25 @@ def test_a_second_run_keeps_the_record_of_the_first(edited):
         trained("delete", again, [pictures(0, 4), pictures(3, 4)])
     with pytest.raises(LabelError, match="All 4 classes of the model"):
         erase(again, [pictures(0, 4), pictures(3, 4)], rank=1)
+
+
+@pytest.mark.parametrize("scenario", ["classes", "images"])
+def test_images_to_keep_of_a_class_that_was_forgotten_before_are_refused(edited, scenario):
+    """They would bring it back, or stand in the bank of a remap for what is forgotten now."""
+    kept = [pictures(label, 8) for label in (0, 1, 3)]
+    with pytest.raises(LabelError, match="which was forgotten before"):
+        made("finetune", edited, [pictures(2, 8)], kept, scenario=scenario)
+    with pytest.raises(LabelError, match="which was forgotten before"):
+        fisher_forgetting(edited, [pictures(2, 8)], kept, scenario=scenario)
+    with pytest.raises(LabelError, match="which was forgotten before"):
+        erase(edited, [pictures(2, 8)], method="remap", retain_set=kept)
+
+
+def test_labels_that_are_mostly_none_of_the_model_s_are_no_proof_of_forgetting():
+    """Where the head is wrong about them before, that it is after says nothing."""
+    wrong = pictures(0, 30) | {"labels": torch.full((30,), 1)}
+    with pytest.warns(IncompleteErasureWarning, match="cannot be seen: only"):
+        made("delete", learnt(), [wrong, pictures(1, 2)], learning_rate=1e-9, num_train_epochs=1).train()
 
 
 def test_a_report_leaves_out_what_was_forgotten_before():

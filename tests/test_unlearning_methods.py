@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from hf_esc.errors import DivergenceError, IncompleteErasureWarning, LabelError, ModelError, OptionError
+from hf_esc.errors import (
+    DivergenceError,
+    ForgetSetError,
+    IncompleteErasureWarning,
+    LabelError,
+    ModelError,
+    OptionError,
+)
 from hf_esc.features import stream_features
 from hf_esc.random_network import random_network
 from hf_esc.sites import find_sites
@@ -291,6 +298,11 @@ def test_the_attack_of_lau_stops_as_soon_as_the_head_says_something_else():
     with torch.no_grad():
         torch.testing.assert_close(trainer.attacked_logits, trainer.head(trainer.teacher, [z]), atol=1e-4, rtol=1e-4)
     assert (trainer.attacked_logits.argmax(dim=1) != batch["labels"]).all()
+    assert trainer.settings()["failed_attacks"] == 0
+
+
+def test_attacks_of_lau_that_fail_are_in_the_ledger():
+    assert made("lau", attack_step=1e-9, attack_steps=1).settings()["failed_attacks"] == 1
 
 
 # Bad teacher, SCRUB
@@ -477,6 +489,14 @@ def test_bad_values_of_fisher_are_named():
     for settings in ({"alpha": 0}, {"floor": -1}, {"batch_size": 0}, {"num_images": 0}, {"scenario": "both"}):
         with pytest.raises(OptionError, match=next(iter(settings))):
             fisher_forgetting(learnt(), forget_set(2), retain_set(2), **settings)
+    for value in (math.nan, math.inf):
+        with pytest.raises(OptionError, match="alpha"):
+            fisher_forgetting(learnt(), forget_set(2), retain_set(2), alpha=value)
+    with pytest.raises(DivergenceError, match="smaller `alpha`"):
+        fisher_forgetting(learnt(), forget_set(2), retain_set(2), alpha=1e70)
+    wrong = [pictures(0, 4) | {"labels": torch.full((4,), 1)}]
+    with pytest.raises(ForgetSetError, match="nothing to do"):
+        fisher_forgetting(learnt(), wrong, [pictures(2, 2)])
     with pytest.raises(OptionError, match="zero_head_rows"):
         fisher_forgetting(learnt(), forget_set(2), retain_set(2), scenario="images", zero_head_rows=True)
     broken = [{"pixel_values": torch.full((2, 3, 16, 16), math.nan), "labels": torch.tensor([0, 2])}]
@@ -498,6 +518,11 @@ def test_bad_values_of_fisher_are_named():
         ("lau", {"attack_steps": 0}),
         ("bad-teacher", {"retain_share": 0.0}),
         ("scrub", {"forget_epochs": 0}),
+        *(
+            (method, {"temperature": value})
+            for method in ("delete", "lau", "scrub", "bad-teacher")
+            for value in (0, -1)
+        ),
         ("scrub", {"gamma": -1.0}),
     ],
 )

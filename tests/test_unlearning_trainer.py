@@ -376,6 +376,8 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_stopped(run, tmp_path):
         ({"temperature": 2.0}, "temperature was 1.0 and is 2.0"),
         ({"num_train_epochs": 5}, "num_train_epochs was 2 and is 5"),
         ({"forget": [pictures(2, 24)]}, "labels was"),
+        ({"forget": [pictures(1, 24, seed=5)]}, "is of another run: forget images was"),
+        ({"warmup_steps": 3}, "warmup_steps was 0 and is 3"),
         ({"model": copy.deepcopy(tiny([f"shade {i}" for i in range(C)])), "scenario": "images"}, "model was"),
         ({"method": "neg-grad"}, "method was 'delete' and is 'neg-grad'"),
     ],

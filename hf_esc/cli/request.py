@@ -129,19 +129,21 @@ class Request:
         The training images of another data set, in columns of the same names.
 
         Raises:
-            LabelError: If some are of a class that is to be forgotten, which would teach it again.
+            LabelError: If some are of a class that is to be forgotten or was before, which would teach it again.
         """
         from ..data import load_images
+        from ..labels import erased_labels
+        from ..ledger import label_names
 
         other = load_images(name)
-        if self.labels:
-            wanted = {self.data.labels_in(config)[label] for label in self.labels}
-            theirs = [label for label, there in enumerate(other.labels_in(config)) if there in wanted]
-            if shared := len(other.select(other.train, theirs)):
-                raise LabelError(
-                    f"The retain set {name!r} has {shared} images of {', '.join(map(str, self.names))}, which would "
-                    "teach again what is to be forgotten. Take them out."
-                )
+        wanted = {self.data.labels_in(config)[label] for label in self.labels} | erased_labels(config)
+        theirs = [label for label, there in enumerate(other.labels_in(config)) if there in wanted]
+        if shared := len(other.select(other.train, theirs)):
+            names = ", ".join(map(str, label_names(config, wanted).values()))
+            raise LabelError(
+                f"The retain set {name!r} has {shared} images of {names}, which would teach again what is to be "
+                "forgotten. Take them out."
+            )
         kept = other.train.select_columns([other.image_column, other.label_column])
         return kept.rename_columns(
             {other.image_column: self.data.image_column, other.label_column: self.data.label_column}

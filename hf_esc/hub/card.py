@@ -189,11 +189,12 @@ def _section(
         base_revision=escaped(str(ledger[0].get("base_revision") or "")) if ledger else "",
         report=report,
         dataset_name=(_hub_id(report.dataset_id) or escaped(Path(report.dataset).name)) if report is not None else "",
+        has_original=report is not None and "original" in report.models,
         has_retrain=report is not None and "retrain" in report.models,
         left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
         table=report.markdown() if report is not None else "",
         figure=figure,
-        threat=_threat(report, in_front=in_front),
+        threat=_threat(report, in_front=in_front, edited=any(map(edits_weights, ledger))),
         images_alone=all(record.get("scenario") == "images" for record in ledger),
         edited=any(map(edits_weights, ledger)),
         accuracies={escaped(name): f"{value:.1f}" for name, value in (accuracies or {}).items()},
@@ -247,13 +248,14 @@ def _bound(report: UnlearningReport | None) -> str:
     return f": {' and '.join(f'{share:.1f} %' for share in missed)} of the forget test images"
 
 
-def _threat(report: UnlearningReport | None, *, in_front: bool) -> dict[str, str]:
+def _threat(report: UnlearningReport | None, *, in_front: bool, edited: bool) -> dict[str, str]:
     """Who can recover what: a line each, with the numbers of the report where there is one."""
     lines = {
         "predictions": "sees what the head says, which was not measured here.",
         "features": "a probe that is trained to the end on them reads the class as before after ESC and ESC-T, and "
         "what the gate misses of it after remap, in all that was measured with such maps; here it was not measured.",
-        "file": "takes the projection off, and has the original model.",
+        "file": "takes the projection off, and has "
+        + ("what was there before it." if edited else "the original model."),
     }
     if not in_front:
         lines["features"] = (

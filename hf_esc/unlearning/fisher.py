@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +20,8 @@ from ..features import model_inputs
 from ..ledger import ledger_record
 from ..outputs import logits_of
 from ..sites import evaluating, find_sites
+from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
 from .images import LabelledImages, labelled_images
-from .trainer import check_sets, copy_of, unchanged_predictions, warn_of_unchanged
 
 
 def fisher_forgetting(
@@ -59,7 +60,8 @@ def fisher_forgetting(
         alpha (`float`, defaults to 1e-7): Strength of the noise.
         floor (`float`, defaults to 1e-3): The least F: a weight that nothing depends on would be drowned otherwise.
         zero_head_rows (`bool`, defaults to `False`): Also set the weights and the bias of the forgotten classes in the
-            head to zero, as the paper's authors do. It hides the class from the head, whatever the noise does.
+            head to zero, as the paper's authors do. That hides a class from the head alone, and only where another
+            class has a logit above 0.
         num_images (`int`, *optional*): Take so many retain images, drawn with `seed`. All by default.
         scenario (`str`, defaults to `"classes"`): As in
             [`UnlearningArguments`][hf_esc.unlearning.training_args.UnlearningArguments].
@@ -76,13 +78,13 @@ def fisher_forgetting(
         ForgetSetError: As [`UnlearningTrainer`][hf_esc.unlearning.trainer.UnlearningTrainer] does.
         ModelError: As there, or if the head has no row for each class.
         OptionError: If a value is out of its range.
-        DivergenceError: If the gradients are not finite.
+        DivergenceError: If gradients, or what the noise leaves, are not finite.
 
     Warns:
         IncompleteErasureWarning: If more than 10 % of the forget images of a class were right and still are.
     """
     for name, value in {"alpha": alpha, "floor": floor, "batch_size": batch_size, "num_images": num_images}.items():
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise OptionError(f"`{name}` is above 0, and it is {value}.")
     if scenario not in ("classes", "images"):
         raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
@@ -99,7 +101,8 @@ def fisher_forgetting(
     generator = torch.Generator().manual_seed(seed)
     if num_images is not None and num_images < len(retain):
         retain = retain.part(torch.randperm(len(retain), generator=generator)[:num_images].sort().values)
-    before = _predictions(model, forget)
+    before = _logits(model, forget).argmax(dim=1)
+    check_known(before, forget.labels, scenario)
     information = fisher_information(student, retain, batch_size=batch_size)
     with torch.no_grad():
         for name, weight in student.named_parameters():
@@ -110,8 +113,10 @@ def fisher_forgetting(
         if zero_head_rows:
             for rows in _head_rows(student, forget):
                 rows[labels] = 0
-    after = _predictions(student, forget)
-    unchanged = unchanged_predictions(before, after, forget.labels, by_label=scenario == "classes")
+    after = _logits(student, forget)
+    if what := not_finite(student, after):
+        raise DivergenceError(f"Fisher forgetting left nothing of use: {what}. Take a smaller `alpha` than {alpha}.")
+    unchanged = unchanged_predictions(before, after.argmax(dim=1), forget.labels, by_label=scenario == "classes")
     record = ledger_record(
         model.config,
         "fisher",
@@ -193,12 +198,12 @@ def _gradients(
 
 
 @torch.no_grad()
-def _predictions(model: PreTrainedModel, images: LabelledImages) -> Tensor:
+def _logits(model: PreTrainedModel, images: LabelledImages) -> Tensor:
     num_labels: Any = model.config.num_labels
     with evaluating(model):
         return torch.cat(
             [
-                logits_of(model(**model_inputs(model, batch["inputs"])), num_labels).argmax(dim=1).cpu()
+                logits_of(model(**model_inputs(model, batch["inputs"])), num_labels).float().cpu()
                 for batch in images.batches()
             ]
         )

@@ -80,6 +80,16 @@ class LabelledImages(torch.utils.data.Dataset):
             from_files=self.from_files,
         )
 
+    @property
+    def sha256(self) -> str:
+        """Of all images in their order."""
+        return hashlib.sha256(b"".join(self._fingerprints())).hexdigest()
+
+    @property
+    def labels_sha256(self) -> str:
+        """Of all labels in their order."""
+        return hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()
+
     def refuse_overlap(self, retain: LabelledImages) -> None:
         """
         Raise a [`ForgetSetError`] where a retain image is one of these, byte for byte, or where one side is of files

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,6 +97,13 @@ class LayerAttackTrainer(UnlearningTrainer):
         parts = torch.arange(len(self.forget)).split(self.args.per_device_eval_batch_size)
         self.attacked_logits = torch.cat([self._attack(rows) for rows in parts])
         self.nearest = self.attacked_logits.masked_fill(self.forbidden(self.forget.labels), float("-inf")).argmax(1)
+        # Where an attack fails, the distillation holds on to y.
+        failed = self.attacked_logits.argmax(dim=1) == self.forget.labels
+        self.failed_attacks = failed.double().mean().item()
+
+    def settings(self) -> dict[str, Any]:
+        """And how many attacks failed."""
+        return super().settings() | {"failed_attacks": self.failed_attacks}
 
     def head(self, model: nn.Module, features: list[Tensor]) -> Tensor:
         """What the head of a model makes of features, `(B, C)`."""

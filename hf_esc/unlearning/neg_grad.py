@@ -29,7 +29,8 @@ class NegGradTrainer(UnlearningTrainer):
 
     \[L = -\mathrm{CE}(f(x), y), \quad (x, y) \in D_f\]
 
-    It has no lower bound, so it is stopped as soon as no forget image is right (`tolerance`), gradients are clipped
+    It has no lower bound, so it is stopped after the first epoch that leaves no forget image right
+    (`tolerance`), gradients are clipped
     (`max_grad_norm`), and BatchNorm stays as it is.
 
     Source: Golatkar et al., arXiv 1911.04933. Data: forget. Arguments: [`NegGradArguments`], and those of

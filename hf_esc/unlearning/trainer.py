@@ -4,10 +4,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,16 +17,17 @@ from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from ..errors import CheckpointError, DivergenceError, ForgetSetError, IncompleteErasureWarning, LabelError, ModelError
+from ..errors import CheckpointError, DivergenceError, ForgetSetError, ModelError
 from ..features import model_inputs
 from ..fingerprints import weights_sha256
 from ..hub.card import write_card
-from ..ledger import MOST_UNCHANGED, Unchanged, label_names, ledger_record, refuse_all_classes
+from ..ledger import ledger_record
 from ..outputs import logits_of
 from ..safetensors_trainer import SafetensorsTrainer
 from ..sites import evaluating
 from ..wrapping import copy_of_model
 from .batches import PairedLoader, Schedule, Step, alone, as_it_is, mixed, paired, shuffled
+from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
 from .images import LabelledImages, labelled_images
 from .losses import forbidden
 from .training_args import UnlearningArguments
@@ -165,11 +164,7 @@ class UnlearningTrainer(SafetensorsTrainer):
         self._teacher_sha256: str | None = None
         self._original_logits = self.logits_of_all(self.teacher, self.forget)
         self._before = self._original_logits.argmax(dim=1)
-        if args.scenario == "classes" and not (self._before == self.forget.labels).any():
-            raise ForgetSetError(
-                f"There is nothing to do: the model gives none of the {len(self.forget)} forget images the class that "
-                "its label says. Were they erased before, or are the labels not the model's class indices?"
-            )
+        check_known(self._before, self.forget.labels, args.scenario)
         self.prepare()
 
     # What a method overrides.
@@ -309,13 +304,9 @@ class UnlearningTrainer(SafetensorsTrainer):
         )
 
     def _check_finite(self) -> None:
-        for name, weight in self.model.state_dict().items():
-            if weight.is_floating_point() and not torch.isfinite(weight).all():
-                raise self._diverged(f"{name!r} is not finite")
-        # Weights can be finite, and too large for the layers after them.
         some = self.forget.part(torch.arange(min(len(self.forget), self.args.per_device_eval_batch_size)))
-        if not torch.isfinite(self.logits_of_all(self.model, some)).all():
-            raise self._diverged("the logits of forget images are not finite")
+        if what := not_finite(self.model, self.logits_of_all(self.model, some)):
+            raise self._diverged(what)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """
@@ -437,9 +428,12 @@ class UnlearningTrainer(SafetensorsTrainer):
         """What a run cannot change when it goes on."""
         if self._teacher_sha256 is None:
             self._teacher_sha256 = weights_sha256(self.teacher)
-        labels = (images.labels.numpy().tobytes() for images in (self.forget, self.retain) if images is not None)
         own = {"method": self.method, "model": self._teacher_sha256, "max_steps": self.args.max_steps}
-        return own | {"labels": hashlib.sha256(b"|".join(labels)).hexdigest()} | self.settings()
+        own |= {name: getattr(self.args, name) for name in ("warmup_steps", "lr_scheduler_kwargs")}
+        sides = {"forget": self.forget, "retain": self.retain}
+        for name, images in sides.items():
+            own |= {f"{name} images": images and images.sha256, f"{name} labels": images and images.labels_sha256}
+        return own | self.settings()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         file = Path(resume_from_checkpoint) / _RUN
@@ -496,56 +490,6 @@ class UnlearningTrainer(SafetensorsTrainer):
                     if re.fullmatch(r"(eval|test)_(\w+_)?accuracy", name)
                 }
         return found
-
-
-def check_sets(config: Any, forget: LabelledImages, retain: LabelledImages | None, scenario: str) -> None:
-    """Raise where images are to be forgotten and kept, or classes are, or no class would be left."""
-    labels = forget.labels.unique().tolist()
-    if retain is not None:
-        forget.refuse_overlap(retain)
-    if scenario != "classes":
-        return
-    refuse_all_classes(config, labels, "take `scenario='images'`")
-    if retain is not None and (both := set(labels) & set(retain.labels.tolist())):
-        names = ", ".join(map(str, label_names(config, both).values()))
-        raise LabelError(
-            f"The retain set has images of {names}, which is to be forgotten. Take them out, or take "
-            "`scenario='images'` to forget the given images alone."
-        )
-
-
-def copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy to be changed; a [`ModelError`] where that makes no sense."""
-    if model.config.model_type == "esc":
-        raise ModelError(
-            "This is an erased model, whose projection stands in front of the head that would be trained. Unlearn "
-            "first and erase from the result, or erase from this one again."
-        )
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ModelError("All weights of the model are frozen (`requires_grad` is False), and none could be trained.")
-    return copy_of_model(model)
-
-
-def unchanged_predictions(before: Tensor, after: Tensor, labels: Tensor, *, by_label: bool) -> Unchanged:
-    """Which of the forget images were right and still are, as [`Unchanged`] counts them."""
-    right = before == labels
-    same = right & (after == before)
-    shares = None
-    if by_label:
-        shares = {label: same[labels == label].double().mean().item() for label in labels.unique().tolist()}
-    return Unchanged(same.double().mean().item(), shares, right.double().mean().item())
-
-
-def warn_of_unchanged(unchanged: Unchanged, method: str, advice: str) -> None:
-    """Warn where a class was not forgotten, and say what to do."""
-    if unchanged.worst > MOST_UNCHANGED:
-        worst = "" if len(unchanged.by_label or ()) < 2 else f", and {unchanged.worst:.1%} of those of a class,"
-        warnings.warn(
-            f"The erasure is incomplete: after {method}, {unchanged.share:.1%} of the forget images{worst} are still "
-            f"classified as their labels say. {advice}",
-            IncompleteErasureWarning,
-            stacklevel=4,
-        )
 
 
 class _StopAtTolerance(TrainerCallback):

@@ -95,6 +95,8 @@ class UnlearningArguments(TrainingArguments):
             raise OptionError(f"`tolerance` is a share from 0 up to but not including 1, not {self.tolerance}.")
         if self.retain_batch_size is not None and self.retain_batch_size < 1:
             raise OptionError(f"`retain_batch_size` is 1 or more, not {self.retain_batch_size}.")
+        if getattr(self, "temperature", 1) <= 0:  # of the methods that have one
+            raise OptionError(f"`temperature` is above 0, and it is {self.temperature}.")  # type: ignore[attr-defined]
         if self.image_memory < 0:
             raise OptionError(f"`image_memory` is 0 or more, not {self.image_memory}.")
         if self.num_train_epochs <= 0 and self.max_steps <= 0:
