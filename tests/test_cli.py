@@ -38,6 +38,8 @@ def test_erase_prints_one_json_object_with_what_was_measured(erased, clothes):
             "forget",
             "before",
             "after",
+            "earlier",
+            "brought_back",
             "scenario",
             "method",
             "rank",

@@ -1,5 +1,6 @@
 """The methods that edit weights on the command line: `hf-esc erase --method NAME` and `hf-esc train --method NAME`."""
 
+import copy
 import dataclasses
 import inspect
 import json
@@ -12,8 +13,11 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Re
 
 from hf_esc.cli.methods import EDITS, RETAIN, TRAINED, Method
 from hf_esc.data import load_images
-from hf_esc.unlearning import METHODS, fisher_forgetting
+from hf_esc.loading import load_processor
+from hf_esc.unlearning import METHODS, DELETETrainer, UnlearningTrainer, fisher_forgetting
 from hf_esc.unlearning.neg_grad import NegGradTrainer
+
+from .tiny import tiny
 
 FORGET = ("--forget", "Trouser")
 SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "8")
@@ -134,10 +138,93 @@ def test_it_forgets(hf_esc, clothes, tmp_path):
     measured = json.loads(out)
     assert (measured["forget"], measured["accuracies"]) == (["Trouser"], {"model": result["after"]})
     second = ("--dataset", clothes, "--forget", "Bag", "--output", tmp_path / "two", "--method", "finetune", "--json")
-    code, out, _ = hf_esc("erase", tmp_path / "out", *second, *SHORT, "--no-evaluate")
-    labels = load_images(clothes).train["label"]
-    assert json.loads(out)["num_retain_images"] == sum(label not in (1, 8) for label in labels)
+    code, out, _ = hf_esc("erase", tmp_path / "out", *second, *SHORT)
+    labels, result_two = load_images(clothes).train["label"], json.loads(out)
+    assert result_two["num_retain_images"] == sum(label not in (1, 8) for label in labels)
+    # And the first class is looked at again: here a few steps on retain images alone do bring it back.
+    [(name, columns)] = result_two["earlier"].items()
+    shares = ("forget_train", "forget_test")
+    assert (name, columns["before"]) == ("Trouser", {share: result["after"][share] for share in shares})
+    assert max(columns["after"].values()) > 10
+    assert (result_two["brought_back"], result_two["complete"]) == (["Trouser"], False)
     assert [record["method"] for record in ledger(tmp_path / "two")] == ["delete", "finetune"]
+
+
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory, resnet) -> str:
+    """The embedded ResNet with a head that never says Trouser, and a ledger that says so."""
+    model = copy.deepcopy(resnet)
+    with torch.no_grad():
+        model.classifier[-1].bias[1] = -1e3
+    model.config.erasures = [{"method": "lau", "labels": ["Trouser"], "label_ids": [1], "num_images": 700}]
+    folder = tmp_path_factory.mktemp("silent")
+    model.save_pretrained(folder)
+    load_processor(resnet).save_pretrained(folder)
+    return str(folder)
+
+
+def bringing_back(self, *arguments, **options):
+    """A training that ends with the head of the embedded ResNet."""
+    output = UnlearningTrainer.train(self, *arguments, **options)
+    with torch.no_grad():
+        self.model.classifier[-1].bias[1] += 1e3
+    return output
+
+
+@pytest.mark.parametrize("wish", [("--forget", "Bag"), ("--forget-indices", "0,1,2")], ids=["class", "images"])
+def test_a_class_that_comes_back_is_said(hf_esc, silent, few, tmp_path, monkeypatch, wish):
+    arguments = ("--dataset", few, *wish, "--method", "delete", *SHORT, "--learning-rate", "1e-6", "--overwrite")
+    code, out, err = hf_esc("erase", silent, *arguments, "--output", tmp_path / "gone")
+    assert code == 0, err
+    assert "Trouser, which an earlier request erased: 0.00 % / 0.00 % before, 0.00 % / 0.00 % after." in out
+    assert "BROUGHT BACK" not in out
+    monkeypatch.setattr(DELETETrainer, "train", bringing_back)
+    code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "back")
+    assert code == 0
+    assert "BROUGHT BACK: Trouser. What was done now has undone what an earlier request erased." in out
+    code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "back", "--json")
+    result = json.loads(out)
+    assert (result["brought_back"], result["complete"]) == (["Trouser"], False)
+    after = result["earlier"]["Trouser"]["after"]
+    assert after["forget_train"] > 90
+    # `train` says the same; without evaluation nothing is known.
+    settings = ("--model", silent, "--method", "delete", "--dataset", few, "--output_dir", tmp_path / "run", *SHORT)
+    code, out, err = hf_esc("train", *settings, *wish, "--json", "True")
+    assert code == 0, err
+    assert json.loads(out)["brought_back"] == ["Trouser"]
+    code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "back", "--json", "--no-evaluate")
+    assert (json.loads(out)["earlier"], json.loads(out)["brought_back"]) == (None, None)
+
+
+def test_evaluate_puts_the_original_beside_an_edited_model(hf_esc, silent, clothes):
+    common = ("evaluate", silent, "--dataset", clothes, "--seeds", "1", "--batch-size", "200")
+    code, out, err = hf_esc(*common, "--probes", "none", "--json")
+    assert (code, list(json.loads(out)["accuracies"])) == (0, ["model"])
+    assert "the weights of" in err
+    assert "Name that with `--original MODEL`" in err
+    original = ("--original", "embedded/resnet")
+    code, out, err = hf_esc(*common, *original, "--probes", "none", "--json")
+    assert (code, "--original" in err) == (0, False)
+    head = json.loads(out)["accuracies"]
+    assert (list(head), head["erased"]["forget_test"]) == (["original", "erased"], 0)
+    assert head["original"]["forget_test"] > 90
+    code, out, err = hf_esc(*common, *original, "--json")
+    assert (code, "--original" in err) == (0, False)
+    report = json.loads(out)
+    assert list(report["models"]) == ["model", "original", "random"]
+    assert report["models"]["original"]["accuracies"] == pytest.approx(head["original"])
+    assert report["recovery_rate"]["converged"] is not None  # which needs an original
+    # Without it, that is said here too.
+    code, out, err = hf_esc(*common, "--json")
+    assert (code, list(json.loads(out)["models"])) == (0, ["model", "random"])
+    assert "Name that with `--original MODEL`" in err
+
+
+def test_evaluate_refuses_an_original_with_other_classes(hf_esc, silent, clothes, tmp_path):
+    tiny("vit").save_pretrained(tmp_path)
+    code, out, err = hf_esc("evaluate", silent, "--dataset", clothes, "--original", tmp_path, "--seeds", "1")
+    assert (code, out) == (2, "")
+    assert "Traceback" not in err
 
 
 # Arguments
@@ -198,6 +285,7 @@ def test_seed_epochs_and_batch_size_are_those_of_the_command(erase, few, tmp_pat
         ("delete", ("--output-dir", "x"), "--output-dir has no place here: `--output` is the folder"),
         ("delete", ("--resume-from-checkpoint", "True"), "`hf-esc train` keeps checkpoints and goes on from them"),
         ("delete", ("--push-to-hub", "True"), "`hf-esc push`"),
+        ("delete", ("--load-best-model-at-end", "True"), "there are no checkpoints to choose from"),
         ("delete", ("--scenario", "images"), "`--scenario` follows from what is to be forgotten"),
         ("delete", ("--device", "nonsense"), "The device 'nonsense' cannot be used"),
         ("delete", ("--device", "cuda:1"), "Training runs on the first device"),
@@ -320,12 +408,14 @@ def test_train_is_watched_on_test_images_and_takes_retain_images(hf_esc, few, cl
 def test_train_help_lists_the_arguments_of_the_method_and_wrong_ones_are_refused(hf_esc, few, tmp_path):
     code, out, _ = hf_esc("train", "--method", "scrub", "--help")
     assert (code, "--forget_epochs" in out, "--loss_normalization" in out) == (0, True, False)
+    best = ("--load_best_model_at_end", "True", "--eval_strategy", "epoch", "--save_strategy", "epoch")
     for wrong, message in (
         (("--method", "fisher"), "`--method fisher` is none that is trained. There are: esc-t, delete"),
         (("--method", "scrub", "--tau", "2"), "No such option of `--method scrub`: --tau"),
         (("--method", "delete", "--retain", few), "--retain belongs to"),
         (("--method", "delete", "--temprature", "2"), "--temprature. Near it: --temperature"),
         (("--method", "delete", "--forget_fraction", "0.1"), "in one way: `--forget LABEL`"),
+        (("--method", "delete", *best), "choose the checkpoint on the test images"),
         (("--method", "delete", "--scenario", "images"), "`--scenario` follows from what is to be forgotten"),
     ):
         code, out, err = hf_esc(*TRAIN, "--dataset", few, "--output_dir", tmp_path / "out", *wrong)

@@ -9,7 +9,7 @@ import typer
 from ..errors import OptionError, RankError
 from . import options
 from .job import Clock, collected_warnings
-from .measure import before_and_after
+from .measure import before_and_after, forgotten_earlier
 from .methods import EDITS, RETAIN, Method, listed, refuse_foreign
 from .output_folder import check_output, write_folder
 from .report import print_erasure
@@ -153,7 +153,7 @@ def erase(
             erased = run(original, request, kept, processor)
         clock.lap("erase")
 
-    before = after = None
+    before = after = earlier = None
     # The folder takes its place when all has gone well, evaluation included: a run that fails leaves none.
     with write_folder(output, overwrite=overwrite) as folder:
         erased.save_pretrained(folder)
@@ -163,7 +163,9 @@ def erase(
         reloaded = load_classifier(str(folder), device=device)
         clock.lap("save")
         if evaluate:
-            before, after = before_and_after(original, reloaded, request, processor, batch_size, num_workers)
+            measured = (original, reloaded, request, processor, batch_size, num_workers)
+            before, after = before_and_after(*measured)
+            earlier = forgotten_earlier(*measured)
             clock.lap("evaluate")
 
     print_erasure(
@@ -174,6 +176,7 @@ def erase(
         incomplete=incomplete,
         before=before,
         after=after,
+        earlier=earlier,
         seconds=clock.seconds,
         as_json=json,
     )

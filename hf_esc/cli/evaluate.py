@@ -1,7 +1,6 @@
 """`hf-esc evaluate`: what is left of forgotten classes, with references beside each number."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +8,7 @@ import typer
 
 from ..errors import LabelError, OptionError, OutputError
 from . import options
+from .measure import beside_original
 from .report import accuracy_table, print_json
 from .request import WAYS, Request, Wish, read_rows
 
@@ -46,6 +46,15 @@ def evaluate(
             "(trains each network for 100 steps).",
         ),
     ] = "none",
+    original: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="What the model was before; by default, the same file with its projection off. Of a model whose "
+            "weights were edited there is none in the file.",
+            show_default=False,
+        ),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -74,10 +83,11 @@ def evaluate(
     """
     Measure what is left of forgotten classes, or images: accuracies, and what probes read from the features, in %.
 
-    An erased model stands beside its original, which is the same file with the projection off, beside a model that was
-    trained without the classes where one is given (--reference), and beside a randomly initialised network. The
-    paper's probe is not trained to the end, so a converged one stands beside it. Of a remapped model, the operating
-    curve of its gate follows.
+    An erased model stands beside its original, which is the same file with the projection off unless another is given
+    (--original), beside a model that was trained without the classes where one is given (--reference), and beside a
+    randomly initialised network. A file whose weights were edited does not hold its original: name it. The paper's
+    probe is not trained to the end, so a converged one stands beside it. Of a remapped model, the operating curve of
+    its gate follows.
 
     Example: hf-esc evaluate demo --dataset embedded
     """
@@ -98,11 +108,10 @@ def evaluate(
         raise OutputError(f"The report {output} is a folder. Name a file.")
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
-    from ..data import image_channels, load_images
-    from ..evaluation.accuracy import evaluate_accuracies, model_classifier
+    from ..data import load_images
     from ..labels import erased_labels
-    from ..loading import load_classifier, load_processor
-    from ..modeling_esc import ESCModel
+    from ..ledger import base_on_the_hub, edits_weights
+    from ..loading import load_classifier
 
     classifier: Any = load_classifier(
         model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
@@ -111,18 +120,28 @@ def evaluate(
     request = wish.found_in(data, classifier.config) if wish else None
     if request is None and not erased_labels(classifier.config):
         raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")
+    before, retrained = (
+        None if name is None else load_classifier(name, device=device, trust_remote_code=trust_remote_code)
+        for name in (original, reference)
+    )
+    ledger = getattr(classifier.config, "erasures", [])
+    if before is None and any(map(edits_weights, ledger)):
+        base, _ = base_on_the_hub(classifier.config)
+        typer.echo(
+            f"Warning: the weights of {model} were edited, and it does not hold what they were before. Name that with "
+            f"`--original {base or 'MODEL'}`: it is the reference of each number here.",
+            err=True,
+        )
     if chosen:
-        from ..evaluation.unlearning import RETRAIN, evaluate_unlearning
+        from ..evaluation.unlearning import ORIGINAL, RETRAIN, evaluate_unlearning
 
-        reference_model = None
-        if reference is not None:
-            reference_model = load_classifier(reference, device=device, trust_remote_code=trust_remote_code)
+        references = {name: given for name, given in {ORIGINAL: before, RETRAIN: retrained}.items() if given}
         report = evaluate_unlearning(
             classifier,
             data,
             request.labels if request is not None and request.rows is None else None,
             forget_indices=request.rows if request is not None else None,
-            references={} if reference_model is None else {RETRAIN: reference_model},
+            references=references,
             probes=chosen,
             curve=curve,
             attacks=attempts,
@@ -142,44 +161,17 @@ def evaluate(
         typer.echo(f"Probes with any randomness are the mean of {seeds} seeds; -: not measured.\n")
         typer.echo(report.table())
         return
-    run = model_classifier(classifier)
-    columns = {"model": run}
-    erased = erased_labels(classifier.config)
-    mapping = data.labels_in(classifier.config)
-    # Remote code has its own ESCModel class, so the model type decides.
-    if classifier.config.model_type == ESCModel.config_class.model_type:
-
-        def original(inputs):
-            with classifier.disable_projection():
-                return run(inputs)
-
-        columns = {"original": original, "erased": run}
     if request is None:
+        erased, mapping = erased_labels(classifier.config), data.labels_in(classifier.config)
         request = Request(data, [label for label, there in enumerate(mapping) if there in erased])
     if not request.labels and request.rows is None:
         raise LabelError(f"{dataset!r} has no class that {model} has forgotten. Name others with {WAYS}.")
-    of_images, labels = request.rows is not None, request.labels
-    measured = evaluate_accuracies(
-        columns,
-        data,
-        labels,
-        forget_rows=request.rows,
-        # A class that was erased and is not asked for is neither forgotten nor retained.
-        leave_out=[
-            label for label, there in enumerate(mapping) if there in erased and label not in labels and not of_images
-        ],
-        mapping=mapping,
-        processor=load_processor(classifier),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        num_channels=image_channels(classifier.config),
-    )
-    results = {name: asdict(accuracies) for name, accuracies in measured.items()}
+    rows, results = request.rows, beside_original(classifier, before, request, batch_size, num_workers)
     if json:
-        rows = {} if request.rows is None else {"forget_rows": request.rows}
-        print_json({"model": model, "dataset": dataset, "forget": request.names, **rows, "accuracies": results})
+        named = {} if rows is None else {"forget_rows": rows}
+        print_json({"model": model, "dataset": dataset, "forget": request.names, **named, "accuracies": results})
         return
-    forgotten = ", ".join(map(str, request.names)) or f"{len(request.rows or ())} training images"
+    forgotten = ", ".join(map(str, request.names)) or f"{len(rows or ())} training images"
     typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
     typer.echo(accuracy_table(results))
 

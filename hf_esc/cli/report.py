@@ -32,6 +32,7 @@ def print_erasure(
     incomplete: Sequence[Any],
     before: Mapping[str, float | None] | None,
     after: Mapping[str, float | None] | None,
+    earlier: Mapping[str, Mapping[str, Mapping[str, float | None]]] | None,
     seconds: Mapping[str, float],
     as_json: bool,
 ) -> None:
@@ -44,12 +45,14 @@ def print_erasure(
         output (`str`): Where it is.
         incomplete (`Sequence[Warning]`): Warnings that it is not whole.
         before, after (*optional*): Accuracies, where measured.
+        earlier (*optional*): By class that an earlier request erased, its accuracies before and after this one.
         seconds (`Mapping[str, float]`): By phase.
         as_json (`bool`): One object in place of text.
     """
     record = config.erasures[-1]
     dims = [site["dim"] for site in getattr(config, "sites", [])]  # a model whose weights were edited has none
     of_images = record.get("scenario") == "images"
+    back = [name for name, columns in (earlier or {}).items() if _is_back(columns)]
     if as_json:
         details = ["method", "rank", "tau", "steps", "cut", "bank_size", "threshold", "gate_recall", "false_alarms"]
         details += ["num_retain_images", "unchanged", "unchanged_by_label"]
@@ -62,10 +65,12 @@ def print_erasure(
                 "forget": record["labels"],
                 "before": before,
                 "after": after,
+                "earlier": earlier,
+                "brought_back": None if earlier is None else back,
                 **{name: record[name] for name in details if name in record},
                 **edits,
                 "num_forget": record["num_images"],
-                "complete": None if record["unchanged"] is None or of_images else not incomplete,
+                "complete": False if back else None if record["unchanged"] is None or of_images else not incomplete,
                 "seconds": seconds,
                 "output": output,
             }
@@ -74,6 +79,16 @@ def print_erasure(
     typer.echo(f"Erased {_what(record, of_images)} from {model}: {_how(record, dims)}.")
     if before and after:
         typer.echo(accuracy_table({"before": before, "after": after}))
+    for name, columns in (earlier or {}).items():
+        typer.echo(
+            f"{name}, which an earlier request erased: {_shown(columns['before'])} before, "
+            f"{_shown(columns['after'])} after."
+        )
+    if back:
+        typer.echo(
+            f"BROUGHT BACK: {', '.join(back)}. What was done now has undone what an earlier request erased. "
+            "Erase it again, or all together from the original."
+        )
     if incomplete:
         typer.echo(f"NOT ERASED WHOLE. {incomplete[-1]}")
     elif of_images:
@@ -84,6 +99,20 @@ def print_erasure(
         reads = "what the gate misses" if record["method"] == "remap" else "it"
         typer.echo(f"Hidden from the head. A probe trained on the features may still read {reads}.")
     typer.echo(f"The model is in {output}.")
+
+
+def _is_back(columns: Mapping[str, Mapping[str, float | None]]) -> bool:
+    """Whether the head says a class again, on training or test images, that was gone, or far more than it did."""
+    from ..ledger import MOST_UNCHANGED
+
+    least = 100 * MOST_UNCHANGED
+    pairs = [(columns["before"][key] or 0, share) for key, share in columns["after"].items() if share is not None]
+    return any(after > least and (before <= least or after - before > least) for before, after in pairs)
+
+
+def _shown(values: Mapping[str, float | None]) -> str:
+    """Accuracies on training and test images."""
+    return " / ".join("-" if share is None else f"{share:.2f} %" for share in values.values())
 
 
 def _what(record: Mapping[str, Any], of_images: bool) -> str:

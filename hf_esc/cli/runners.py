@@ -71,6 +71,7 @@ def runner(
 _ELSEWHERE = {
     "output_dir": "`--output` is the folder of the erased model, and `hf-esc train` keeps checkpoints",
     "resume_from_checkpoint": "`hf-esc train` keeps checkpoints and goes on from them",
+    "load_best_model_at_end": "there are no checkpoints to choose from",
     "push_to_hub": "`hf-esc push` pushes the erased model",
 }
 

@@ -8,7 +8,7 @@ import typer
 
 from ..errors import OptionError, OutputError
 from .job import Clock, collected_warnings
-from .measure import before_and_after
+from .measure import before_and_after, forgotten_earlier
 from .methods import TRAINED, Method, refuse_foreign
 from .report import print_erasure
 from .request import Wish, read_rows, retain_set
@@ -75,6 +75,11 @@ def train(context: typer.Context) -> None:
     refuse_foreign(Method(method), {"retain": arguments.retain})
     if not getattr(training, "threshold", True):
         raise OptionError("`--threshold False` is an ablation whose mask is not binary, and is not saved: use Python.")
+    if training.load_best_model_at_end:
+        raise OptionError(
+            "`--load_best_model_at_end` would choose the checkpoint on the test images that its accuracies are then "
+            "reported on. Leave it out, or use Python with images that are held out for it."
+        )
     output = Path(training.output_dir)
     resume = {"True": True, "true": True, "False": None, "false": None}.get(
         training.resume_from_checkpoint, training.resume_from_checkpoint
@@ -107,8 +112,11 @@ def train(context: typer.Context) -> None:
     erased = result_of(trainer)
     before: Any = None
     after: Any = None
+    earlier: Any = None
     if arguments.evaluate:
-        before, after = before_and_after(original, erased, request, processor, 64, training.dataloader_num_workers)
+        measured = (original, erased, request, processor, 64, training.dataloader_num_workers)
+        before, after = before_and_after(*measured)
+        earlier = forgotten_earlier(*measured)
         clock.lap("evaluate")
     print_erasure(
         arguments.model,
@@ -118,6 +126,7 @@ def train(context: typer.Context) -> None:
         incomplete=incomplete,
         before=before,
         after=after,
+        earlier=earlier,
         seconds=clock.seconds,
         as_json=arguments.json,
     )
