@@ -459,3 +459,30 @@ def test_a_reference_is_read_with_its_own_image_processor(erased, resnet, data):
     assert found["darker"].accuracies != found["original"].accuracies
     given = evaluate_unlearning(erased, data, references={"darker": darker}, processor=load_processor(resnet), **QUICK)
     assert given.models["darker"].accuracies == found["original"].accuracies
+
+
+def test_of_several_classes_each_stands_on_its_own(resnet, data):
+    """One that stays whole is half of a mean."""
+    model = copy.deepcopy(resnet)
+    with torch.no_grad():
+        model.classifier[1].bias[TROUSER] = -1e4
+    found = evaluate_unlearning(model, data, [TROUSER, BAG], references={"original": resnet}, **QUICK)
+    (gone, stays), original = found.models["model"].by_class, found.models["original"].by_class
+    assert (found.forget, gone) == (["Trouser", "Bag"], [0, 0])
+    assert min(stays) > 90 > max(stays) / 2 > 40
+    alone = evaluate_unlearning(resnet, data, [BAG], **QUICK)
+    assert original[1] == alone.models["model"].by_class[0]
+    accuracies = alone.models["model"].accuracies
+    assert original[1] == pytest.approx([accuracies.forget_train, accuracies.forget_test])
+    assert "  Bag, test" in found.table()
+    assert "  Bag, test" not in alone.table()
+    assert UnlearningReport.from_json(found.to_json()) == found
+    for break_it in (lambda by: by.pop(), lambda by: by.append("x")):
+        values = json.loads(found.to_json())
+        break_it(values["models"]["model"]["by_class"])
+        with pytest.raises(DataError, match="no report"):
+            UnlearningReport.from_json(json.dumps(values))
+    # Reports that were written before have none.
+    for result in values["models"].values():
+        result.pop("by_class")
+    assert UnlearningReport.from_json(json.dumps(values)).models["model"].by_class is None

@@ -72,7 +72,7 @@ class Retention:
 
 @dataclass(frozen=True)
 class ModelResult:
-    """
+    r"""
     One model's numbers.
 
     Args:
@@ -83,6 +83,9 @@ class ModelResult:
         zrf ([`ZeroRetrainForgetting`], *optional*): Against the random network.
         attacks (`dict[str, AttackResult | None]`, *optional*): By name; None where an attack cannot be made on this
             model.
+        by_class (`list[list[float | None]]`, *optional*): Of its own head, \(D_f\) and \(D_{ft}\) of each forgotten
+            class in the order of the report's `forget`: one that stays must not hide behind others that went. None
+            where rows were forgotten.
     """
 
     accuracies: Accuracies
@@ -91,6 +94,7 @@ class ModelResult:
     membership: MembershipInference | None = None
     zrf: ZeroRetrainForgetting | None = None
     attacks: dict[str, AttackResult | None] | None = None
+    by_class: list[list[float | None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +221,11 @@ class UnlearningReport:
             values["gates"] = _gates(values.get("gates"))
             if "model" not in values["models"]:
                 raise ValueError("it is of no model")
+            if any(
+                len(result.by_class or values["forget"]) != len(values["forget"])
+                for result in values["models"].values()
+            ):
+                raise ValueError("its classes are not those that it names")
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"This is no report of hf_esc: {type(error).__name__}: {error}") from error
@@ -236,6 +245,9 @@ class UnlearningReport:
         section("the head")
         for key, title in ROWS.items():
             row(title, (getattr(result.accuracies, key) for result in results))
+        for name, pairs in self._by_class():
+            for index, title in enumerate(("train", "test")):
+                row(f"  {name}, {title}", (pair[index] if pair else None for pair in pairs))
         for probe in self.models["model"].retention:
             section(_PROBES.get(probe, probe))
             for key, title in ROWS.items():
@@ -295,6 +307,9 @@ class UnlearningReport:
         for title, found in readers.items():
             row(f"{title}: training images", (f"{_cell(a.forget_train)} / {_cell(a.retain_train)}" for a in found))
             row(f"{title}: test images", (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" for a in found))
+        for name, pairs in self._by_class():
+            title = f"head on {escaped(name)} alone: training / test images"
+            row(title, (" / ".join(map(_cell, pair)) if pair else "-" for pair in pairs))
         results = self.models.values()
         row("membership inference, AUC", (_cell(getattr(result.membership, "auc", None)) for result in results))
         row("ZRF", (_cell(getattr(result.zrf, "zrf", None), 3) for result in results))
@@ -314,6 +329,13 @@ class UnlearningReport:
             for at in gate.points:
                 row(_gate_title(at), (_cell(getattr(at, key)) for key in _GATE))
         return "\n".join(lines)
+
+    def _by_class(self) -> list[tuple[str, list[list[float | None] | None]]]:
+        """Where several classes were forgotten: the head's shares for each, by model."""
+        if len(self.forget) < 2 or self.models["model"].by_class is None:
+            return []
+        each = [result.by_class for result in self.models.values()]
+        return [(name, [by[index] if by else None for by in each]) for index, name in enumerate(self.forget)]
 
     def _names(self, gate: GateCurve) -> str:
         """The classes of a remap, those by name that the evaluation is of."""
@@ -376,6 +398,8 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
     numbers = [*values["accuracies"].values()]
     for retention in values["retention"].values():
         numbers += [*retention["mean"].values(), *retention["spread"].values()]
+    for pair in values.get("by_class") or []:  # reports that were written before have none
+        numbers += pair
     if any(number is not None and not isinstance(number, int | float) for number in numbers):
         raise ValueError("its numbers are none")
     return ModelResult(
@@ -385,6 +409,7 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
         membership=MembershipInference(**values["membership"]) if values["membership"] is not None else None,
         zrf=ZeroRetrainForgetting(**values["zrf"]) if values["zrf"] is not None else None,
         attacks=_attacks(values["attacks"]),
+        by_class=values.get("by_class"),
     )
 
 

@@ -252,6 +252,7 @@ def measure(
         membership=_membership(features, parts, seeds),
         zrf=_zrf(features, random, parts),
         attacks=None,
+        by_class=None if forget_indices is not None else _by_class(features, forget_labels),
     )
 
 
@@ -398,6 +399,12 @@ def _head(features: ModelFeatures, parts: tuple[Part, Part]):
     for split, (_, _, gone) in zip((features.train, features.test), parts, strict=True):
         shares += [share_of(split.right(), gone), share_of(split.right(), ~gone)]
     return accuracies_of(shares)
+
+
+def _by_class(features: ModelFeatures, labels: Sequence[int]) -> list[list[float | None]]:
+    """The head's shares of each class, training and test."""
+    splits = [(split.right(), split.labels) for split in (features.train, features.test)]
+    return [[share_of(right, there == label) for right, there in splits] for label in labels]
 
 
 def _retention(parts: tuple[Part, Part], probe: ProbeName, seeds: Sequence[int], device) -> Retention:
