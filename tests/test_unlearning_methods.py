@@ -1,14 +1,15 @@
 """The law behind each unlearning method, on a problem of four shades."""
 
 import math
-from types import SimpleNamespace
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
-from transformers import TrainerCallback
+from transformers import EfficientNetImageProcessor, TrainerCallback, ViTImageProcessor
 
 from hf_esc.errors import (
     DivergenceError,
@@ -27,6 +28,7 @@ from hf_esc.unlearning.fisher import fisher_information
 from hf_esc.unlearning.images import labelled_images
 from hf_esc.unlearning.losses import draw_labels, forbidden, kl_divergence
 
+from .tiny import tiny
 from .unlearning import C, forget_set, learnt, made, pictures, retain_set, rows, same, trained, weights
 
 
@@ -197,21 +199,50 @@ def test_salun_learns_random_labels_and_the_retain_images_own():
 
 # Boundary Shrink
 
-NORMALISED = SimpleNamespace(
-    do_rescale=True, rescale_factor=1 / 255, do_normalize=True, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2]
+NORMALISED = ViTImageProcessor(
+    size={"height": 16, "width": 16}, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2]
 )
 
 
-def test_the_range_of_pixels_goes_through_mean_and_standard_deviation():
-    low, high = pixel_range(NORMALISED, None)
-    torch.testing.assert_close(low.flatten(), torch.tensor([-1.0, -1.6, -1.5]))
-    torch.testing.assert_close(high.flatten(), torch.tensor([1.0, 2.4, 3.5]))
-    for plain, white in (
-        (SimpleNamespace(do_rescale=True, rescale_factor=1 / 255, do_normalize=False), 1.0),
-        (SimpleNamespace(do_rescale=False, do_normalize=False), 255.0),
-    ):
-        low, high = pixel_range(plain, None)
-        assert (low.item(), high.item()) == (0.0, pytest.approx(white))
+@pytest.mark.parametrize(
+    ("processor", "low", "high"),
+    [
+        (NORMALISED, [-1.0, -1.6, -1.5], [1.0, 2.4, 3.5]),
+        (ViTImageProcessor(do_normalize=False), [0.0] * 3, [1.0] * 3),
+        (ViTImageProcessor(do_rescale=False, do_normalize=False), [0.0] * 3, [255.0] * 3),
+        # It moves what it has rescaled, and normalises twice.
+        (
+            EfficientNetImageProcessor(
+                rescale_offset=True, rescale_factor=1 / 127.5, image_mean=[0.0] * 3, image_std=[0.5] * 3
+            ),
+            [-4.0] * 3,
+            [4.0] * 3,
+        ),
+    ],
+    ids=["normalised", "rescaled", "raw", "EfficientNet"],
+)
+def test_the_range_of_pixels_is_that_of_the_processor(processor, low, high):
+    model = tiny("vit")
+    found = pixel_range(processor, model)
+    for bound, expected in zip(found, (low, high), strict=True):
+        torch.testing.assert_close(bound.flatten(), torch.tensor(expected), atol=1e-4, rtol=0)
+    # And so of a real picture: nothing in it is beyond, and it comes near both ends.
+    noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    pixels = processor(images=noise, return_tensors="pt")["pixel_values"][0]
+    slack = 1e-3 * (found[1] - found[0])
+    assert (pixels >= found[0] - slack).all()
+    assert (pixels <= found[1] + slack).all()
+
+
+def test_a_processor_that_hides_the_range_of_pixels_is_refused():
+    class Blind(ViTImageProcessor):
+        def __call__(self, images, **kwargs):
+            return {"pixel_values": torch.zeros(len(images), *self.left)}
+
+    blind = Blind()
+    for blind.left, message in (((3, 8, 8), "the same after Blind"), ((4, 48), "makes \\(4, 48\\) of a picture")):
+        with pytest.raises(ModelError, match=message):
+            pixel_range(blind, tiny("vit"))
 
 
 def test_the_attack_of_boundary_shrink_is_one_step_up_the_loss_in_pixels():
@@ -257,6 +288,16 @@ def features(model, batch):
     with torch.no_grad():
         [seen] = list(stream_features(model.eval(), find_sites(model, batch), [batch]))
     return seen.features[0]
+
+
+def test_lau_gives_the_model_back_as_trainable_as_it_came():
+    trainer = made("lau")
+    for _ in range(2):  # a second training is of the head alone, too
+        trainer.train()
+        assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+        before, after = trainer.teacher.state_dict(), trainer.model.state_dict()
+        changed = {name for name in before if not torch.equal(before[name], after[name])}
+        assert changed == {"classifier.weight", "classifier.bias"}
 
 
 def test_lau_leaves_features_and_all_layers_before_the_head_as_they_were_to_the_bit():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import PIL.Image
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..data import image_channels
 from ..errors import ModelError, OptionError
 from ..features import model_inputs
 from ..outputs import logits_of
@@ -51,7 +53,7 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
     of [`UnlearningTrainer`].
 
     Raises:
-        ModelError: If the image processor says nothing of the pixels' range.
+        ModelError: If there is no image processor, or it does not keep pixels as such.
     """
 
     method = "boundary-shrink"
@@ -95,27 +97,32 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
 
 def pixel_range(processor: Any, model: Any) -> tuple[Tensor, Tensor]:
     """
-    What black and white pixels are after an image processor, each `(channels or 1, 1, 1)`.
+    What black and white pixels are after an image processor, each `(c, 1, 1)`.
+
+    It is asked with a black and a white picture: processors rescale and normalise in more ways than one.
 
     Raises:
-        ModelError: If there is no processor, or it normalises without saying how.
+        ModelError: If there is no processor, or both pictures are the same to it.
     """
     if processor is None:
         raise ModelError(
             f"{type(model).__name__} has no image processor, which tells what pixels from 0 to 1 are after "
             "preprocessing. Give it as `processing_class`."
         )
-    white = (
-        255 * float(getattr(processor, "rescale_factor", 1 / 255)) if getattr(processor, "do_rescale", True) else 255.0
-    )
-    bounds = torch.tensor([[0.0], [white]], dtype=torch.float64)  # (2, 1)
-    if getattr(processor, "do_normalize", False):
-        mean, std = (getattr(processor, name, None) for name in ("image_mean", "image_std"))
-        if mean is None or std is None:
-            raise ModelError(f"{type(processor).__name__} normalises images, and has no `image_mean` or `image_std`.")
-        mean, std = (torch.as_tensor(value, dtype=torch.float64).reshape(1, -1) for value in (mean, std))
-        bounds = (bounds - mean) / std  # (2, channels)
-    low, high = bounds[:, :, None, None].float()
+    mode = "L" if image_channels(model.config) == 1 else "RGB"
+    pictures = [PIL.Image.new(mode, (64, 64), color) for color in ("black", "white")]
+    ends = processor(images=pictures, return_tensors="pt")[model.main_input_name].float()
+    if ends.dim() != 4:
+        raise ModelError(
+            f"{type(processor).__name__} makes {tuple(ends.shape[1:])} of a picture, and the attack moves the pixels "
+            "of `(c, H, W)`."
+        )
+    middle = ends[:, :, ends.shape[2] // 2, ends.shape[3] // 2]  # what is padded stands at the edges
+    low, high = middle.amin(dim=0)[:, None, None], middle.amax(dim=0)[:, None, None]
+    if not (torch.isfinite(middle).all() and (low < high).all()):
+        raise ModelError(
+            f"Black and white pixels are the same after {type(processor).__name__}: it hides their range."
+        )
     return low, high
 
 

@@ -90,16 +90,26 @@ class LayerAttackTrainer(UnlearningTrainer):
         self.features = [
             torch.cat([batch.features[g].float().cpu() for batch in seen]) for g in range(len(self.sites))
         ]
-        heads = site_modules(self.model, self.sites)
-        trained = {parameter for group in heads for module in group for parameter in module.parameters()}
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(parameter in trained)
         parts = torch.arange(len(self.forget)).split(self.args.per_device_eval_batch_size)
         self.attacked_logits = torch.cat([self._attack(rows) for rows in parts])
         self.nearest = self.attacked_logits.masked_fill(self.forbidden(self.forget.labels), float("-inf")).argmax(1)
         # Where an attack fails, the distillation holds on to y.
         failed = self.attacked_logits.argmax(dim=1) == self.forget.labels
         self.failed_attacks = failed.double().mean().item()
+
+    def start(self) -> None:
+        """The original's weights, of which only the head's are trained."""
+        super().start()
+        heads = site_modules(self.model, self.sites)
+        trained = {parameter for group in heads for module in group for parameter in module.parameters()}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter in trained)
+
+    def finish(self) -> None:
+        """And give the result back as it came."""
+        super().finish()
+        for own, given in zip(self.model.parameters(), self.teacher.parameters(), strict=True):
+            own.requires_grad_(given.requires_grad)
 
     def settings(self) -> dict[str, Any]:
         """And how many attacks failed."""
