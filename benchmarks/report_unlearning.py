@@ -31,6 +31,8 @@ NAMES = {
 REFERENCES = ("original", "retrain", "random")
 # What a row trains on or looks at besides the images to forget.
 READS_RETAIN = ("remap", "finetune", "l1-sparse", "scrub", "salun", "neg-grad-plus", "bad-teacher", "fisher")
+# What makes a trial shorter than a run.
+_SHORTER = {"num_train_epochs": "epochs", "num_images": "images"}
 Row = dict[str, Any]
 
 
@@ -239,7 +241,9 @@ def tuning() -> str:
                 edge = " (edge)" if chosen["value"] in (min(tried), max(tried)) else ""
                 cells = [f"{chosen['value']:g}{edge}", *(f"{chosen[key]:.1f}" for key in ("forget", "retain", "hm"))]
             first = f"`embedded/{file.stem}`" if not number else ""
-            lines.append([first, _title(method), entry["tuned"], cells[0], str(len(entry["trials"])), *cells[1:]])
+            shorter = ", ".join(f"{value} {_SHORTER[name]}" for name, value in entry["shorter"].items())
+            trials = f"{len(entry['trials'])}{f' of {shorter}' if shorter else ''}"
+            lines.append([first, _title(method), entry["tuned"], cells[0], trials, *cells[1:]])
     return table(["model", "method", "tuned", "chosen", "trials", "D_f", "D_r", "HM"], lines)
 
 

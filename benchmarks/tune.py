@@ -8,12 +8,15 @@ and is judged by the harmonic mean of 100 - D_f and D_r on those that were held 
 The first trials are powers of ten, from 1e-5 to 1e-1, and the last two are half a power on either side of the best.
 All other settings are the reference's. Fisher forgetting has the strength of its noise instead, from 1e-9 to 1e-5.
 
+Where a run takes long, `--epochs 2` makes the trials of methods that train on retain images shorter, of all alike; the
+file and the table say so.
+
 Writes every trial into `benchmarks/results/tuning/`; only what is missing is run.
 """
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from hf_esc.data import ImageData, image_channels, load_images
 from hf_esc.errors import DivergenceError
 from hf_esc.evaluation.accuracy import harmonic_mean
 from hf_esc.features import model_inputs
+from hf_esc.fingerprints import weights_sha256
 from hf_esc.loading import load_classifier, load_processor
 
 RESULTS = Path(__file__).parent / "results" / "tuning"
@@ -36,6 +40,8 @@ COARSE = tuple(10.0**power for power in (-5, -4, -3, -2, -1))
 UNTUNED = {"retrain"}
 # What a trial sets besides, as the experiments do in their files.
 MORE: dict[str, dict[str, Any]] = {"fisher": {"num_images": 500}}
+# With fewer epochs than these a method has not the phases that its settings are about.
+LEAST_EPOCHS = 3
 
 
 @dataclass
@@ -44,11 +50,24 @@ class Arguments:
     forget: str = field(default="Trouser", metadata={"help": "The class to tune with."})
     methods: list[str] = field(default_factory=list, metadata={"help": "These methods alone."})
     without_retain: bool = field(default=False, metadata={"help": "Only methods that need no retain images."})
+    epochs: int | None = field(
+        default=None, metadata={"help": "Of a trial, for methods with retain images; their own by default."}
+    )
 
 
 def tuning_file(model: str) -> Path:
     """Where the trials of a model are."""
     return RESULTS / f"{model.split('/')[-1]}.json"
+
+
+def shorter(method: str, epochs: int | None) -> dict[str, Any]:
+    """What makes a trial shorter than a run: fewer epochs, or a fifth of the images of Fisher forgetting."""
+    if epochs is None or method not in RETAIN_DATA:
+        return {}
+    if method == "fisher":
+        return {"num_images": 100}
+    own = next(field.default for field in fields(METHODS[method].arguments) if field.name == "num_train_epochs")
+    return {"num_train_epochs": epochs} if own > max(epochs, LEAST_EPOCHS) else {}
 
 
 def tuned_name(method: str) -> str:
@@ -91,25 +110,43 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def tune(model: PreTrainedModel, data: ImageData, request: list[str], methods: list[str], file: Path) -> None:
+def tune(
+    model: PreTrainedModel,
+    data: ImageData,
+    request: list[str],
+    methods: list[str],
+    file: Path,
+    epochs: int | None = None,
+) -> None:
     """Run the trials of each method that are not in the file yet."""
     processor = load_processor(model)
     labels = data.resolve(request, model.config)
     train, held = split(data)
     part = replace(data, train=train, test=None)
     forget_set, retain_set = part.forget_set(labels), part.select(part.train, labels, keep=False)
+    weights = weights_sha256(model)
+
+    def subject(method: str) -> dict[str, Any]:
+        """What all trials of a method have in common."""
+        return {"weights": weights, "forget": request, "shorter": shorter(method, epochs)}
 
     def keep(method: str, trials: list[dict[str, Any]], chosen: float | None) -> None:
-        entry = {"tuned": tuned_name(method), "best": chosen, "forget": request, "trials": trials}
+        entry = {"tuned": tuned_name(method), "best": chosen, **subject(method), "trials": trials}
         write(file, read(file) | {method: entry | {"setting": setting(1)}})
 
     for method in methods:
-        trials = read(file).get(method, {"trials": []})["trials"]
+        entry = read(file).get(method, {})
+        trials = entry.get("trials", [])
+        if entry and (other := [name for name, own in subject(method).items() if entry.get(name) != own]):
+            raise SystemExit(
+                f"{file} has trials of {method} with other {', '.join(other)}. Take that entry out to begin anew."
+            )
 
         def trial(value: float, method=method, trials=trials) -> None:
             if any(_same(done["value"], value) for done in trials):
                 return
             settings: dict[str, Any] = {tuned_name(method): value} | MORE.get(method, {})
+            settings |= shorter(method, epochs)
             row: dict[str, Any] = {"value": value, "forget": None, "retain": None, "hm": None}
             try:
                 found, spent = forget(method, model, data, forget_set, retain_set, processor, settings, seed=0)
@@ -144,7 +181,8 @@ def main() -> None:
     names = [name for name in names if not arguments.methods or name in arguments.methods]
     names = [name for name in names if not (arguments.without_retain and name in RETAIN_DATA)]
     model = load_classifier(arguments.model, device="cpu")
-    tune(model, load_images("embedded"), [arguments.forget], names, tuning_file(arguments.model))
+    file = tuning_file(arguments.model)
+    tune(model, load_images("embedded"), [arguments.forget], names, file, arguments.epochs)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The benchmark runs what is missing and nothing else, says what failed, and its path for the paper's data works."""
 
+import copy
 import dataclasses
 import json
 import sys
@@ -181,6 +182,31 @@ def test_the_rate_of_a_method_is_the_best_of_seven_trials_on_images_that_it_has_
     )
     tune.tune(subject.original, data, ["Trouser"], ["lau"], file)
     assert len(calls) == 7
+
+
+def test_trials_of_another_class_model_or_length_are_not_taken_for_these(clothes, here, calls, monkeypatch):
+    monkeypatch.setattr(tune, "COARSE", (1e-3,))
+    data, file = load_images(clothes), here / "tuning.json"
+    subject = run.Subject(experiment(clothes), "", "cpu")
+    tune.tune(subject.original, data, ["Trouser"], ["bad-teacher"], file)
+    before = file.read_text()
+    other = copy.deepcopy(subject.original)
+    with torch.no_grad():
+        other.classifier[1].bias += 1
+    for what, model, label in (("forget", subject.original, "Bag"), ("weights", other, "Trouser")):
+        with pytest.raises(SystemExit, match=f"trials of bad-teacher with other {what}"):
+            tune.tune(model, data, [label], ["bad-teacher"], file)
+    results.write(file, json.loads(before) | {"finetune": json.loads(before)["bad-teacher"]})
+    with pytest.raises(SystemExit, match="trials of finetune with other shorter"):
+        tune.tune(subject.original, data, ["Trouser"], ["finetune"], file, epochs=2)
+
+
+def test_a_shorter_trial_is_one_of_a_method_that_trains_for_long_on_retain_images():
+    assert {name: tune.shorter(name, 2) for name in (*methods.METHODS, "fisher") if tune.shorter(name, 2)} == {
+        "fisher": {"num_images": 100},
+        **{name: {"num_train_epochs": 2} for name in ("neg-grad-plus", "salun", "finetune", "l1-sparse", "retrain")},
+    }
+    assert not any(tune.shorter(name, None) for name in (*methods.METHODS, "fisher"))
 
 
 def _raw(images):
