@@ -6,9 +6,9 @@ Run experiments: each file in `benchmarks/experiments/` is one, and its results 
     OMP_NUM_THREADS=1 python benchmarks/run.py              # all of them
     OMP_NUM_THREADS=1 python benchmarks/run.py --quick      # one class, one seed, forget-only methods: a few minutes
 
-A row is one method, one request and one seed. It is run again only if its settings, the model's weights, the name of
-the data or what is measured have changed (`--again METHOD` where the code, the images or a reference have). Rows are
-written one by one, so a run that was killed goes on.
+A row is one method, one request and one seed. It is run again only if its settings, the model's weights, the images
+and how they are read, a reference's weights or what is measured have changed (`--again METHOD` where the code has).
+Rows are written one by one, so a run that was killed goes on.
 
 Learning rates are those of `tune.py`. The Retrain references are runs of `examples/train_embedded.py --exclude CLASS`
 in `DIR/MODEL-CLASS`, such as `build/retrain/resnet-Trouser`; without `--retrain` these rows stay as they are.
@@ -42,8 +42,12 @@ from hf_esc.evaluation.unlearning import measure
 from hf_esc.fingerprints import weights_sha256
 from hf_esc.loading import load_classifier, load_processor
 from hf_esc.random_network import random_network
+from hf_esc.unlearning.images import file_fingerprints
 
 HERE = Path(__file__).parent
+# What an image processor does to an image.
+READING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+READING += ("do_normalize", "image_mean", "image_std")
 
 
 @dataclass
@@ -123,8 +127,18 @@ class Subject:
         )
         self.original = load_classifier(experiment.model, device=device)
         self.processor = load_processor(self.original)
-        self.fingerprint = weights_sha256(self.original)
+        # What all rows depend on. A newer processor can have more settings, and these do as they did.
+        reading = {name: value for name, value in self.processor.to_dict().items() if name in READING}
+        self.fingerprint = [weights_sha256(self.original), self._images(), json.dumps(reading, sort_keys=True)]
         self._random: ModelFeatures | None = None
+
+    def _images(self) -> str:
+        """A fingerprint of all files and labels."""
+        digest = hashlib.sha256()
+        for split in (self.data.train, self.data.test):
+            digest.update(b"".join(file_fingerprints(split, self.data.image_column)))
+            digest.update(str(split[self.data.label_column][:]).encode())
+        return digest.hexdigest()
 
     def features(self, model: PreTrainedModel, name: str) -> ModelFeatures:
         """One pass over all images; where a row with another seed is of the same weights, that of this one."""
@@ -149,6 +163,7 @@ class Subject:
         return self.data.forget_set(labels), others, {"forget_labels": labels}
 
     def reference(self, name: str, request: list[str]) -> tuple[PreTrainedModel, dict[str, float]] | None:
+        """The network, and the seconds that it was trained for; None of a Retrain that is not there."""
         if name == "original":
             return self.original, {}
         if name == "random":
@@ -195,9 +210,9 @@ def _rounded(value: float | None) -> float | None:
 
 
 def key_of(subject: Subject, settings: dict[str, Any], more: list[Any]) -> str:
-    """Of what a row depends on, but for the code, the images themselves and a reference's weights."""
+    """Of what a row depends on, but for the code and a reference's weights."""
     experiment = subject.experiment
-    depends = [subject.fingerprint, experiment.data, experiment.fraction, experiment.in_turn]
+    depends = [*subject.fingerprint, experiment.fraction, experiment.in_turn]
     depends += [experiment.probes, experiment.details, settings, *more]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -233,18 +248,22 @@ def run_experiment(
                 so_far = flat(requests[: number + 1])
                 key = key_of(subject, settings, [method["method"], so_far, seed])
                 steps.append((f"{label}/{slug(so_far) or 'random'}/seed={seed}", key, so_far))
-            if not again and all(rows.get(row, {}).get("key") == key for row, key, _ in steps):
+            reference = subject.reference(method["method"], flat(requests)) if method["method"] in REFERENCES else None
+            weights = weights_sha256(reference[0]) if reference else None
+            if not again and all(
+                rows.get(row, {}).get("key") == key and weights in (None, rows[row].get("weights_sha256"))
+                for row, key, _ in steps
+            ):
                 continue
             model = subject.original
             for request, (row, key, so_far) in zip(requests, steps, strict=True):
                 made: dict[str, Any] = {"label": label, "method": method["method"], "request": so_far, "seed": seed}
                 made |= {"key": key, "settings": settings}
                 if method["method"] in REFERENCES:
-                    found = subject.reference(method["method"], so_far)
-                    if found is None:
+                    if reference is None:
                         print(f"{name} {row}: no reference; see --retrain", file=sys.stderr)
                         continue
-                    made |= subject.row(found[0], label, so_far, seed, found[1])
+                    made |= {"weights_sha256": weights} | subject.row(reference[0], label, so_far, seed, reference[1])
                 else:
                     forget_set, retain_set, _ = subject.sets(request, so_far)
                     try:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from transformers import ViTImageProcessor as Processor
 
 from hf_esc.data import load_images
 from hf_esc.errors import DivergenceError
+from hf_esc.fingerprints import weights_sha256
+from hf_esc.loading import load_classifier, load_processor
 
 from .tiny import tiny
 
@@ -75,6 +78,41 @@ def test_a_row_is_run_once_and_again_where_its_settings_have_changed(clothes, he
     assert second["delete/Trouser/seed=0"]["settings"]["temperature"] == 2.0
     rows_after(experiment(clothes, esc), here, again=["esc"])
     assert calls[-1] == "esc"
+
+
+def test_rows_are_of_their_images_and_of_the_way_these_are_read(clothes, here, calls, fashion, tmp_path):
+    made = experiment(clothes, {"method": "esc"})
+    first = run.key_of(run.Subject(made, "", "cpu"), {}, [])
+    shutil.copytree(clothes, tmp_path / "moved")
+    moved = experiment(str(tmp_path / "moved"), {"method": "esc"})
+    assert run.key_of(run.Subject(moved, "", "cpu"), {}, []) == first  # the same images elsewhere
+    fashion.train.select(range(600, 1200)).to_parquet(tmp_path / "moved" / "train.parquet")
+    assert run.key_of(run.Subject(moved, "", "cpu"), {}, []) != first
+    load_classifier("embedded/resnet", device="cpu").save_pretrained(tmp_path / "resnet")
+    processor = load_processor(load_classifier("embedded/resnet", device="cpu"))
+    processor.image_mean = [0.5] * 3
+    processor.save_pretrained(tmp_path / "resnet")
+    other = dataclasses.replace(made, model=str(tmp_path / "resnet"))
+    assert run.Subject(other, "", "cpu").fingerprint[0] == run.Subject(made, "", "cpu").fingerprint[0]
+    assert run.key_of(run.Subject(other, "", "cpu"), {}, []) != first
+
+
+def test_the_row_of_another_reference_is_made_anew(clothes, here, tmp_path):
+    made, folder = experiment(clothes, {"method": "retrain"}), tmp_path / "resnet-Trouser" / "final"
+    assert results.read(here / "results.json") == {}
+    run.run_experiment("a-test", made, run.Arguments(), here / "results.json", here / "tuning.json")
+    assert results.read(here / "results.json") == {}  # there is no reference
+    model = load_classifier("embedded/resnet", device="cpu")
+    for bias in (0.0, 0.0, -1e3):
+        with torch.no_grad():
+            model.classifier[1].bias[1] += bias
+        model.save_pretrained(folder)
+        (folder / "training.json").write_text('{"seconds": 1}')
+        [row] = rows_after(made, here, retrain=str(tmp_path)).values()
+        assert row["weights_sha256"] == weights_sha256(model)
+        assert (row["accuracies"]["forget_test"] == 0) == (bias < 0)
+    # It stays where there is none to compare with.
+    assert rows_after(made, here) == {"retrain/Trouser/seed=0": row}
 
 
 def test_a_run_that_is_killed_goes_on_with_the_row_that_is_missing(clothes, here, calls, monkeypatch):
