@@ -284,7 +284,6 @@ def _filled(
     likeliest = logits[:, labels].argmax(dim=1)
     bank = bank.cpu()
     factor.bank = bank[(bank @ _first_direction(bank)).argsort()].half()
-    shares = torch.linspace(0, 1, len(bank) + 1, dtype=torch.float64)[1:-1]
     for place, label in enumerate(labels):
         own = features[gated & (likeliest == place)]
         if len(own) < 2:
@@ -295,11 +294,28 @@ def _filled(
             )
         direction = _first_direction(own)
         factor.directions[place] = direction
-        # Between two features and on none, where rounding would decide.
-        ordered = (own @ direction).double().sort().values
-        above = (shares * len(own)).round().long().clamp(1, len(own) - 1)
-        factor.ranks[place] = ((ordered[above - 1] + ordered[above]) / 2).float()
+        factor.ranks[place] = _separators((own @ direction).double().sort().values, len(bank)).float()
     return factor
+
+
+def _separators(ordered: Tensor, parts: int) -> Tensor:
+    """
+    What separates `parts` equal parts of a distribution `(parts - 1,)`, of which m sorted values are known.
+
+    The j-th of the values has the share (j + 1/2) / m below it, and between two the distribution is even: there can be
+    more parts than values, and further values fall into each. No separator is on a value, where rounding would decide.
+    """
+    place = torch.arange(1, parts, dtype=torch.float64) * len(ordered) / parts - 0.5
+    at = place.floor().clamp(0, len(ordered) - 2).long()
+    below, above = ordered[at], ordered[at + 1]
+    found = torch.lerp(below, above, place - at)  # beyond the ends, as between the two next to them
+    margin = torch.minimum((above - below) / 2, 1e-5 * (ordered[-1] - ordered[0]))
+    between = torch.minimum(torch.maximum(found, below + margin), above - margin)
+    return torch.where(
+        place < 0,
+        torch.minimum(found, ordered[0] - margin),
+        torch.where(place > len(ordered) - 1, torch.maximum(found, ordered[-1] + margin), between),
+    )
 
 
 def _first_direction(features: Tensor) -> Tensor:

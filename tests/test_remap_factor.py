@@ -18,7 +18,7 @@ from hf_esc.fingerprints import projections_sha256
 from hf_esc.loading import load_processor
 from hf_esc.projection import Projection, build_factor
 from hf_esc.remap_factor import RemapFactor
-from hf_esc.remapping import remap
+from hf_esc.remapping import _separators, remap
 
 TROUSER, BAG = 1, 8
 # Images of the classes to forget, and vectors in the bank.
@@ -221,6 +221,40 @@ def test_no_forget_feature_lies_on_the_border_of_two_ranks(factor, forgotten):
     places = own @ factor.directions[0].double()
     distances = (places[:, None] - factor.ranks[0].double()).abs().min(dim=1).values
     assert distances.min() > 1e-6 * (places.max() - places.min())
+
+
+@given(st.integers(2, 60), st.integers(2, 400), st.integers(0, 10_000))
+def test_each_value_has_its_share_of_the_separators_below_it(m, parts, seed):
+    """And no two of them are the same: each part is one that something falls into."""
+    ordered = torch.randn(m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).sort().values
+    found = _separators(ordered, parts)
+    assert found.shape == (parts - 1,)
+    assert (found.diff() >= 0).all()
+    below = (ordered[:, None] > found).sum(dim=1)
+    shares = (torch.arange(m) + 0.5) / m
+    assert ((below - shares * parts).abs() <= 1 + 1e-9).all()
+    far = ordered.diff() > 1e-2 * (ordered[-1] - ordered[0])
+    if far.all():
+        assert (found.diff() > 0).all()
+    assert (ordered[:, None] - found).abs().min() > 0 or not far.all()
+
+
+def test_values_in_even_steps_are_divided_evenly():
+    torch.testing.assert_close(
+        _separators(torch.arange(10.0).double(), 5), torch.tensor([1.5, 3.5, 5.5, 7.5]).double()
+    )
+    found = _separators(torch.tensor([0.0, 1.0]).double(), 4)
+    torch.testing.assert_close(found, torch.tensor([1e-5, 0.5, 1 - 1e-5]).double())
+    assert _separators(torch.tensor([2.0, 2.0]).double(), 5).tolist() == [2.0] * 4
+
+
+def test_each_vector_of_a_bank_is_in_use_where_there_are_fewer_forget_images(resnet, fashion):
+    """Further images of the class fall between those that the ranks are of: to them a bank is as large as it is."""
+    few = fashion.select(fashion.train, [1]).select(range(60))
+    retain = fashion.select(fashion.train, [1], keep=False).select(range(1000))
+    made = remap(resnet, few, retain, bank_size=600).projections[0].factors[0]
+    assert made.bank.shape[0] == 600
+    assert (made.ranks.diff(dim=1) > 0).all()
 
 
 def test_ranks_are_of_what_the_gate_finds_alone(resnet, fashion):

@@ -31,12 +31,9 @@ KNOWN = {
     ("embedded/all-cnn", "Shirt", 1, ALONE, RETAIN),
     ("embedded/all-cnn", "Shirt", 2, ALONE, RETAIN),
     ("embedded/resnet", "Shirt", 0, ALONE, RETAIN),
-    ("embedded/resnet", "Shirt", 0, "converged", RETAIN),
     ("embedded/resnet", "Shirt", 1, ALONE, RETAIN),
     ("embedded/resnet", "Shirt", 1, "converged", RETAIN),
     ("embedded/resnet", "Shirt", 2, ALONE, RETAIN),
-    ("embedded/vit", "Shirt", 0, ALONE, RETAIN),
-    ("embedded/vit", "Shirt", 1, ALONE, RETAIN),
 }
 
 
