@@ -35,7 +35,7 @@ from transformers import (
     TrainingArguments,
     ViTImageProcessor,
 )
-from tune import tune
+from tune import of_classes, tune
 
 from hf_esc import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.data import ImageCollator, ImageData, NumberedRows, load_images
@@ -160,7 +160,7 @@ def run_setting(name: str, setting: Setting, output: Path, device: str | None = 
     retain = data.select(data.train, labels, keep=False)
     train(setting, data, retain, folder / "retrain" / f"{name}-{slug(setting.forget)}" / "final", device)
     methods = [method for method in (*FORGET_ONLY, *WITH_RETAIN) if method not in setting.without]
-    tune(model, data, setting.forget, methods, folder / "tuning.json")
+    tune(model, data, of_classes(model, data, setting.forget), methods, folder / "tuning.json")
     experiment = Experiment(
         title=setting.title,
         model=str(original),

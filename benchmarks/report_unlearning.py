@@ -239,12 +239,14 @@ def tuning() -> str:
             if chosen:
                 tried = [trial["value"] for trial in entry["trials"]]
                 edge = " (edge)" if chosen["value"] in (min(tried), max(tried)) else ""
-                cells = [f"{chosen['value']:g}{edge}", *(f"{chosen[key]:.1f}" for key in ("forget", "retain", "hm"))]
-            first = f"`embedded/{file.stem}`" if not number else ""
+                cells = [f"{chosen['value']:g}{edge}", *(f"{chosen[key]:.1f}" for key in ("forget", "retain"))]
+                cells.append(f"gap {chosen['gap']:.1f}" if "gap" in chosen else f"{chosen['hm']:.1f}")
+            name = file.stem.removesuffix("-random")
+            first = f"`embedded/{name}`{', random images' if name != file.stem else ''}" if not number else ""
             shorter = ", ".join(f"{value} {_SHORTER[name]}" for name, value in entry["shorter"].items())
             trials = f"{len(entry['trials'])}{f' of {shorter}' if shorter else ''}"
             lines.append([first, _title(method), entry["tuned"], cells[0], trials, *cells[1:]])
-    return table(["model", "method", "tuned", "chosen", "trials", "D_f", "D_r", "HM"], lines)
+    return table(["model", "method", "tuned", "chosen", "trials", "D_f", "D_r", "HM, or gap to Retrain"], lines)
 
 
 def short() -> str:

@@ -315,7 +315,9 @@ def main() -> None:
         if arguments.quick:
             experiment = quick(experiment)
         folder = Path(arguments.output) if arguments.output else default
-        run_experiment(name, experiment, arguments, folder / f"{name}.json", tuning_file(experiment.model))
+        run_experiment(
+            name, experiment, arguments, folder / f"{name}.json", tuning_file(experiment.model, experiment.fraction)
+        )
     print(f"{(time.perf_counter() - start) / 3600:.2f} hours", file=sys.stderr)
 
 

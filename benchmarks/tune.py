@@ -2,10 +2,14 @@
 Learning rates for the methods that have one, with one budget for all: seven trials each, on validation images.
 
     OMP_NUM_THREADS=1 python benchmarks/tune.py --model embedded/resnet
+    OMP_NUM_THREADS=1 python benchmarks/tune.py --model embedded/resnet --fraction 0.1 --retrain build/retrain
 
 Of each class a tenth of the embedded training images is held out. A method forgets the training images that are left
 and is judged by the harmonic mean of 100 - D_f and D_r on those that were held out; test images are not looked at.
 The first trials are powers of ten, from 1e-5 to 1e-1, and the last two are half a power on either side of the best.
+Where random images are forgotten (`--fraction`), it is judged by how far it is from the Retrain reference
+(`DIR/MODEL-random`), in the mean of D_f and of the accuracy on what was held out of the other images.
+
 All other settings are the reference's. Fisher forgetting has the strength of its noise instead, from 1e-9 to 1e-5.
 
 Where a run takes long, `--epochs 2` makes the trials of methods that train on retain images shorter, of all alike; the
@@ -16,11 +20,12 @@ Writes every trial into `benchmarks/results/tuning/`; only what is missing is ru
 
 import json
 import sys
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from methods import METHODS, RETAIN_DATA, forget
 from performance import setting
 from results import read, write
@@ -48,6 +53,8 @@ LEAST_EPOCHS = 3
 class Arguments:
     model: str = field(default="embedded/resnet", metadata={"help": "The model to tune for."})
     forget: str = field(default="Trouser", metadata={"help": "The class to tune with."})
+    fraction: float = field(default=0.0, metadata={"help": "Instead of a class: the share of the training images."})
+    retrain: str = field(default="", metadata={"help": "Folder with the Retrain reference of these images."})
     methods: list[str] = field(default_factory=list, metadata={"help": "These methods alone."})
     without_retain: bool = field(default=False, metadata={"help": "Only methods that need no retain images."})
     epochs: int | None = field(
@@ -55,9 +62,55 @@ class Arguments:
     )
 
 
-def tuning_file(model: str) -> Path:
+@dataclass(frozen=True)
+class Task:
+    """
+    What the trials forget, and what they are judged by.
+
+    Args:
+        request (`list[str] | float`): The classes, or the share of the training images.
+        forget, retain (`datasets.Dataset`): What is trained on.
+        judged (`tuple[Dataset, Dataset]`): Forget and retain images whose accuracies count.
+        target (`tuple[float, float]`, *optional*): Those of the Retrain reference, which are to be met; without it
+            the first should be 0 and the second 100.
+        settings (`dict`): Of all trials.
+    """
+
+    request: list[str] | float
+    forget: Dataset
+    retain: Dataset
+    judged: tuple[Dataset, Dataset]
+    target: tuple[float, float] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def merit(self, found: tuple[float, float]) -> dict[str, float]:
+        """How good these accuracies are: `hm` is to be large, `gap` small."""
+        if self.target is None:
+            return {"hm": harmonic_mean(*found)}
+        return {"gap": sum(abs(a - b) for a, b in zip(found, self.target, strict=True)) / 2}
+
+
+def of_classes(model: PreTrainedModel, data: ImageData, request: list[str]) -> Task:
+    """To forget classes."""
+    labels = data.resolve(request, model.config)
+    train, held = (data.train.select(rows) for rows in split(data))
+    sides = [[data.select(part, labels, keep=keep) for keep in (True, False)] for part in (train, held)]
+    return Task(request, *sides[0], judged=(sides[1][0], sides[1][1]))
+
+
+def of_images(model: PreTrainedModel, data: ImageData, fraction: float, retrain: PreTrainedModel) -> Task:
+    """To forget a random part of the images as if they had never been there."""
+    forgotten = set(data.rows_to_forget(fraction))
+    train, held = ([row for row in rows if row not in forgotten] for rows in split(data))
+    judged = data.rows(sorted(forgotten)), data.train.select(held)
+    processor = load_processor(model)
+    target = (accuracy(retrain, judged[0], processor, data), accuracy(retrain, judged[1], processor, data))
+    return Task(fraction, judged[0], data.train.select(train), judged, target, {"scenario": "images"})
+
+
+def tuning_file(model: str, fraction: float = 0.0) -> Path:
     """Where the trials of a model are."""
-    return RESULTS / f"{model.split('/')[-1]}.json"
+    return RESULTS / f"{model.split('/')[-1]}{'-random' if fraction else ''}.json"
 
 
 def shorter(method: str, epochs: int | None) -> dict[str, Any]:
@@ -75,35 +128,34 @@ def tuned_name(method: str) -> str:
     return "alpha" if method == "fisher" else "learning_rate"
 
 
-def split(data: ImageData, seed: int = 0) -> tuple[Any, Any]:
-    """Nine tenths of the training images of each class, and the tenth that is held out."""
+def split(data: ImageData, seed: int = 0) -> tuple[list[int], list[int]]:
+    """Rows: nine tenths of the training images of each class, and the tenth that is held out."""
     labels = torch.tensor(data.train[data.label_column])
     held = torch.zeros(len(labels), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     for label in labels.unique():
         rows = (labels == label).nonzero().flatten()
         held[rows[torch.randperm(len(rows), generator=generator)[: len(rows) // 10]]] = True
-    return data.train.select((~held).nonzero().flatten().tolist()), data.train.select(
-        held.nonzero().flatten().tolist()
-    )
+    return (~held).nonzero().flatten().tolist(), held.nonzero().flatten().tolist()
 
 
 @torch.no_grad()
-def accuracies(model, images, gone: list[int], processor, data: ImageData) -> tuple[float, float]:
-    """Of the forgotten classes and of the others, in %."""
-    right, labels = [], []
+def accuracy(model: PreTrainedModel, images: Dataset, processor, data: ImageData) -> float:
+    """In %."""
+    right = []
     there = torch.tensor(data.labels_in(model.config))
     for batch in data.batches(images, processor, batch_size=100, num_channels=image_channels(model.config)):
-        labels.append(there[batch["labels"]])
-        right.append(model(**model_inputs(model, batch)).logits.argmax(dim=1).cpu() == labels[-1])
-    found, mask = torch.cat(right).double(), torch.isin(torch.cat(labels), there[gone])
-    return 100 * found[mask].mean().item(), 100 * found[~mask].mean().item()
+        labels = there[batch["labels"]]
+        right.append(model(**model_inputs(model, batch)).logits.argmax(dim=1).cpu() == labels)
+    return 100 * torch.cat(right).double().mean().item()
 
 
 def best(trials: list[dict[str, Any]]) -> float | None:
-    """The value with the highest mean, the smaller of two that are equal; None where all diverged."""
-    good = [trial for trial in trials if trial["hm"] is not None]
-    return min(good, key=lambda trial: (-trial["hm"], trial["value"]))["value"] if good else None
+    """The value of the most merit, the smaller of two that are equal; None where all diverged."""
+    good = [trial for trial in trials if "error" not in trial]
+    return (
+        min(good, key=lambda trial: (trial.get("gap", -trial.get("hm", 0)), trial["value"]))["value"] if good else None
+    )
 
 
 def _rounded(value: float) -> float:
@@ -111,24 +163,15 @@ def _rounded(value: float) -> float:
 
 
 def tune(
-    model: PreTrainedModel,
-    data: ImageData,
-    request: list[str],
-    methods: list[str],
-    file: Path,
-    epochs: int | None = None,
+    model: PreTrainedModel, data: ImageData, task: Task, methods: list[str], file: Path, epochs: int | None = None
 ) -> None:
     """Run the trials of each method that are not in the file yet."""
     processor = load_processor(model)
-    labels = data.resolve(request, model.config)
-    train, held = split(data)
-    part = replace(data, train=train, test=None)
-    forget_set, retain_set = part.forget_set(labels), part.select(part.train, labels, keep=False)
     weights = weights_sha256(model)
 
     def subject(method: str) -> dict[str, Any]:
         """What all trials of a method have in common."""
-        return {"weights": weights, "forget": request, "shorter": shorter(method, epochs)}
+        return {"weights": weights, "forget": task.request, "shorter": shorter(method, epochs)}
 
     def keep(method: str, trials: list[dict[str, Any]], chosen: float | None) -> None:
         entry = {"tuned": tuned_name(method), "best": chosen, **subject(method), "trials": trials}
@@ -145,13 +188,12 @@ def tune(
         def trial(value: float, method=method, trials=trials) -> None:
             if any(_same(done["value"], value) for done in trials):
                 return
-            settings: dict[str, Any] = {tuned_name(method): value} | MORE.get(method, {})
-            settings |= shorter(method, epochs)
-            row: dict[str, Any] = {"value": value, "forget": None, "retain": None, "hm": None}
+            settings = {tuned_name(method): value} | MORE.get(method, {}) | shorter(method, epochs) | task.settings
+            row: dict[str, Any] = {"value": value}
             try:
-                found, spent = forget(method, model, data, forget_set, retain_set, processor, settings, seed=0)
-                gone, kept = accuracies(found, held, labels, processor, data)
-                row |= {"forget": gone, "retain": kept, "hm": harmonic_mean(gone, kept), "seconds": spent["seconds"]}
+                found, spent = forget(method, model, data, task.forget, task.retain, processor, settings, seed=0)
+                gone, kept = (accuracy(found, images, processor, data) for images in task.judged)
+                row |= {"forget": gone, "retain": kept, **task.merit((gone, kept)), "seconds": spent["seconds"]}
             except DivergenceError as error:
                 row["error"] = str(error)
             trials.append(row)
@@ -181,8 +223,14 @@ def main() -> None:
     names = [name for name in names if not arguments.methods or name in arguments.methods]
     names = [name for name in names if not (arguments.without_retain and name in RETAIN_DATA)]
     model = load_classifier(arguments.model, device="cpu")
-    file = tuning_file(arguments.model)
-    tune(model, load_images("embedded"), [arguments.forget], names, file, arguments.epochs)
+    data = load_images("embedded")
+    if arguments.fraction:
+        folder = Path(arguments.retrain) / f"{arguments.model.split('/')[-1]}-random" / "final"
+        task = of_images(model, data, arguments.fraction, load_classifier(str(folder), device="cpu"))
+        names = [name for name in names if name != "fisher"]  # its noise has no such experiment
+    else:
+        task = of_classes(model, data, [arguments.forget])
+    tune(model, data, task, names, tuning_file(arguments.model, arguments.fraction), arguments.epochs)
 
 
 if __name__ == "__main__":

@@ -206,19 +206,19 @@ def test_the_committed_experiments_name_methods_and_settings_that_there_are():
 
 def test_the_rate_of_a_method_is_the_best_of_seven_trials_on_images_that_it_has_not_seen(clothes, here, calls):
     data = load_images(clothes)
-    train, held = tune.split(data)
+    train, held = (data.train.select(rows) for rows in tune.split(data))
     assert len(train) + len(held) == len(data.train)
     assert not {cell["bytes"] for cell in _raw(train)} & {cell["bytes"] for cell in _raw(held)}
     subject = run.Subject(experiment(clothes), "", "cpu")
     file = here / "tuning.json"
-    tune.tune(subject.original, data, ["Trouser"], ["lau"], file)
+    tune.tune(subject.original, data, tune.of_classes(subject.original, data, ["Trouser"]), ["lau"], file)
     entry = results.read(file)["lau"]
     assert len(entry["trials"]) == len(calls) == 7
     assert entry["best"] == tune.best(entry["trials"])
     assert max(trial["hm"] for trial in entry["trials"]) == next(
         trial["hm"] for trial in entry["trials"] if trial["value"] == entry["best"]
     )
-    tune.tune(subject.original, data, ["Trouser"], ["lau"], file)
+    tune.tune(subject.original, data, tune.of_classes(subject.original, data, ["Trouser"]), ["lau"], file)
     assert len(calls) == 7
 
 
@@ -226,17 +226,19 @@ def test_trials_of_another_class_model_or_length_are_not_taken_for_these(clothes
     monkeypatch.setattr(tune, "COARSE", (1e-3,))
     data, file = load_images(clothes), here / "tuning.json"
     subject = run.Subject(experiment(clothes), "", "cpu")
-    tune.tune(subject.original, data, ["Trouser"], ["bad-teacher"], file)
+    tune.tune(subject.original, data, tune.of_classes(subject.original, data, ["Trouser"]), ["bad-teacher"], file)
     before = file.read_text()
     other = copy.deepcopy(subject.original)
     with torch.no_grad():
         other.classifier[1].bias += 1
     for what, model, label in (("forget", subject.original, "Bag"), ("weights", other, "Trouser")):
         with pytest.raises(SystemExit, match=f"trials of bad-teacher with other {what}"):
-            tune.tune(model, data, [label], ["bad-teacher"], file)
+            tune.tune(model, data, tune.of_classes(model, data, [label]), ["bad-teacher"], file)
     results.write(file, json.loads(before) | {"finetune": json.loads(before)["bad-teacher"]})
     with pytest.raises(SystemExit, match="trials of finetune with other shorter"):
-        tune.tune(subject.original, data, ["Trouser"], ["finetune"], file, epochs=2)
+        tune.tune(
+            subject.original, data, tune.of_classes(subject.original, data, ["Trouser"]), ["finetune"], file, epochs=2
+        )
 
 
 def test_a_shorter_trial_is_one_of_a_method_that_trains_for_long_on_retain_images():
@@ -247,13 +249,40 @@ def test_a_shorter_trial_is_one_of_a_method_that_trains_for_long_on_retain_image
     assert not any(tune.shorter(name, None) for name in (*methods.METHODS, "fisher"))
 
 
+def _files(images) -> set:
+    return {cell["bytes"] for cell in _raw(images)}
+
+
 def _raw(images):
     return images.cast_column("image", Image(decode=False))["image"]
 
 
 def test_all_that_diverged_has_no_best_rate():
-    assert tune.best([{"value": 1.0, "hm": None}]) is None
-    assert tune.best([{"value": 1.0, "hm": 3.0}, {"value": 0.1, "hm": 3.0}, {"value": 9.0, "hm": None}]) == 0.1
+    bad = {"value": 9.0, "error": "DivergenceError"}
+    assert tune.best([bad]) is None
+    assert tune.best([{"value": 1.0, "hm": 3.0}, {"value": 0.1, "hm": 3.0}, {"value": 2.0, "hm": 1.0}, bad]) == 0.1
+    assert tune.best([{"value": 1.0, "gap": 3.0}, {"value": 2.0, "gap": 1.0}, bad]) == 2.0
+
+
+def test_random_images_are_tuned_towards_retrain(clothes, here, calls, monkeypatch):
+    monkeypatch.setattr(tune, "COARSE", (1e-3, 1e-1))
+    data, file = load_images(clothes), here / "tuning.json"
+    subject = run.Subject(experiment(clothes), "", "cpu")
+    reference = copy.deepcopy(subject.original)
+    with torch.no_grad():
+        reference.classifier[1].weight.mul_(torch.rand(10, 1, generator=torch.Generator().manual_seed(0)))
+    task = tune.of_images(subject.original, data, 0.1, reference)
+    forgotten, (judged, held) = _files(task.forget), task.judged
+    assert (len(forgotten), forgotten) == (60, _files(judged))
+    assert not forgotten & (_files(task.retain) | _files(held))
+    assert not _files(task.retain) & _files(held)
+    tune.tune(subject.original, data, task, ["neg-grad"], file)
+    entry = results.read(file)["neg-grad"]
+    assert entry["forget"] == 0.1
+    for trial in entry["trials"]:
+        distances = (abs(trial[key] - target) for key, target in zip(("forget", "retain"), task.target, strict=True))
+        assert trial["gap"] == pytest.approx(sum(distances) / 2)
+    assert entry["best"] == min(entry["trials"], key=lambda trial: trial["gap"])["value"]
 
 
 # The paper's data and networks, on tiny stand-ins of the same shape
