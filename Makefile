@@ -53,7 +53,7 @@ tune: $(INSTALLED)  ## Learning rates of all methods on validation images, into 
 	$(BIN)/python benchmarks/tune.py --model embedded/resnet
 	$(BIN)/python benchmarks/tune.py --model embedded/resnet --fraction 0.1 --retrain build/retrain
 	$(BIN)/python benchmarks/tune.py --model embedded/all-cnn --epochs 2
-	$(BIN)/python benchmarks/tune.py --model embedded/vit --epochs 2
+	$(BIN)/python benchmarks/tune.py --model embedded/vit --epochs 1
 
 experiments: $(INSTALLED)  ## What is missing of all experiments, into benchmarks/results/experiments/; hours if nothing is there
 	$(BIN)/python benchmarks/run.py
