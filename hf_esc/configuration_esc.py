@@ -26,7 +26,8 @@ class ESCConfig(PretrainedConfig):
             forget images whose prediction stayed, of a sample of `unchanged_of`), `unchanged_by_label`, `right_before`
             (share that had the prediction of its label before), `versions` and `date`;
             `projection_sha256` and `base_sha256`, fingerprints of all projections after it and of the classifier
-            inside; `base` and `base_revision`, where that came from on the Hub; for `esc-t` the settings and the end
+            inside (where weights were edited, of what they were before); `base` and `base_revision`, where that came
+            from on the Hub; for `esc-t` the settings and the end
             of the training too, see [`ESCTTrainer`].
 
     Raises:

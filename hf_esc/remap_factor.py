@@ -118,8 +118,9 @@ class RemapFactor(Factor):
 
     def rank(self, x: Tensor, likeliest: Tensor) -> Tensor:
         """Which vector of the bank features `(…, d)` become, `(…,)` of n, as forgotten labels `(…,)` of L."""
-        place = (x * self.directions.to(x.device, x.dtype)[likeliest]).sum(dim=-1)
-        return (place.unsqueeze(-1) > self.ranks.to(x.device, x.dtype)[likeliest]).sum(dim=-1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, ranks that are near would be one
+        place = (x.to(wide) * self.directions.to(x.device, wide)[likeliest]).sum(dim=-1)
+        return (place.unsqueeze(-1) > self.ranks.to(x.device, wide)[likeliest]).sum(dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.logits(x)

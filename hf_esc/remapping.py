@@ -303,7 +303,8 @@ def _separators(ordered: Tensor, parts: int) -> Tensor:
     What separates `parts` equal parts of a distribution `(parts - 1,)`, of which m sorted values are known.
 
     The j-th of the values has the share (j + 1/2) / m below it, and between two the distribution is even: there can be
-    more parts than values, and further values fall into each. No separator is on a value, where rounding would decide.
+    more parts than values, and further values fall into nearly each. No separator is on a value, where rounding would
+    decide.
     """
     place = torch.arange(1, parts, dtype=torch.float64) * len(ordered) / parts - 0.5
     at = place.floor().clamp(0, len(ordered) - 2).long()

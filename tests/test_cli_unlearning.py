@@ -12,8 +12,10 @@ from datasets import DatasetDict, Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ResNetForImageClassification, pipeline
 
 from hf_esc.cli.methods import EDITS, RETAIN, TRAINED, Method
+from hf_esc.cli.report import _is_back
 from hf_esc.data import load_images
-from hf_esc.loading import load_processor
+from hf_esc.fingerprints import weights_sha256
+from hf_esc.loading import load_classifier, load_processor
 from hf_esc.unlearning import METHODS, DELETETrainer, UnlearningTrainer, fisher_forgetting
 from hf_esc.unlearning.neg_grad import NegGradTrainer
 
@@ -220,11 +222,75 @@ def test_evaluate_puts_the_original_beside_an_edited_model(hf_esc, silent, cloth
     assert "Name that with `--original MODEL`" in err
 
 
-def test_evaluate_refuses_an_original_with_other_classes(hf_esc, silent, clothes, tmp_path):
-    tiny("vit").save_pretrained(tmp_path)
+def test_evaluate_refuses_an_original_with_other_classes(hf_esc, silent, resnet, clothes, tmp_path):
+    tiny("vit").save_pretrained(tmp_path)  # three classes
+    load_processor(resnet).save_pretrained(tmp_path)
     code, out, err = hf_esc("evaluate", silent, "--dataset", clothes, "--original", tmp_path, "--seeds", "1")
     assert (code, out) == (2, "")
+    assert "'original' has 3 classes, and the model has 10" in " ".join(err.split())
+    code, out, err = hf_esc("evaluate", silent, "--dataset", clothes, "--original", tmp_path, "--probes", "none")
+    assert (code, out) == (2, "")
     assert "Traceback" not in err
+
+
+def test_an_original_with_classes_in_another_order_is_asked_in_its_own(hf_esc, silent, resnet, clothes, tmp_path):
+    turned = copy.deepcopy(resnet)
+    head = turned.classifier[-1]
+    with torch.no_grad():
+        head.weight.copy_(resnet.classifier[-1].weight.flip(0))
+        head.bias.copy_(resnet.classifier[-1].bias.flip(0))
+    turned.config.id2label = {9 - label: name for label, name in resnet.config.id2label.items()}
+    turned.config.label2id = {name: label for label, name in turned.config.id2label.items()}
+    turned.save_pretrained(tmp_path)
+    load_processor(resnet).save_pretrained(tmp_path)
+    options = ("--dataset", clothes, "--original", tmp_path)
+    code, out, _ = hf_esc("evaluate", silent, *options, "--probes", "none", "--json")
+    _, own, _ = hf_esc("evaluate", silent, *options[:3], "embedded/resnet", "--probes", "none", "--json")
+    assert code == 0
+    assert json.loads(out)["accuracies"] == json.loads(own)["accuracies"]
+    code, out, err = hf_esc("evaluate", silent, *options, "--seeds", "1")  # probes read its features by class number
+    assert (code, out) == (2, "")
+    assert "numbers its classes otherwise" in " ".join(err.split())
+
+
+def test_an_original_of_other_weights_than_the_ledgers_is_told(hf_esc, erase, few, tmp_path):
+    assert erase("delete", *SHORT)[0] == 0
+    [record] = ledger(tmp_path / "out")
+    model = load_classifier("embedded/resnet", device="cpu")
+    assert record["base_sha256"] == weights_sha256(model)
+    options = ("evaluate", tmp_path / "out", "--dataset", few, "--probes", "none", "--original")
+    assert "does not have the weights" not in hf_esc(*options, "embedded/resnet")[2]
+    code, _, err = hf_esc(*options, tmp_path / "out")  # itself
+    assert code == 0
+    assert "does not have the weights that" in err
+
+
+def test_a_class_that_cannot_be_looked_at_is_not_taken_for_gone(hf_esc, silent, few, tmp_path):
+    data = load_images(few)
+    splits = {
+        name: data.select(split, [1], keep=False) for name, split in (("train", data.train), ("test", data.test))
+    }
+    DatasetDict(splits).save_to_disk(tmp_path / "without")
+    arguments = ("--dataset", tmp_path / "without", "--forget", "Bag", "--method", "delete", *SHORT, "--overwrite")
+    code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "out")
+    assert code == 0
+    assert "Trouser, which an earlier request erased, cannot be looked at" in out
+    code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "out", "--learning-rate", "1", "--json")
+    result = json.loads(out)
+    assert (result["earlier"], result["brought_back"]) == ({"Trouser": None}, [])
+    assert result["complete"] is not True
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "back"),
+    [(0, 12, True), (0, 9, False), (9, 12, False), (9, 15, True), (50, 52, False), (None, None, False)],
+)
+def test_what_counts_as_back(before, after, back):
+    columns = {
+        "before": {"forget_train": 0.0, "forget_test": before},
+        "after": {"forget_train": 0.0, "forget_test": after},
+    }
+    assert _is_back(columns) is back
 
 
 # Arguments

@@ -477,7 +477,7 @@ def test_of_several_classes_each_stands_on_its_own(resnet, data):
     assert "  Bag, test" in found.table()
     assert "  Bag, test" not in alone.table()
     assert UnlearningReport.from_json(found.to_json()) == found
-    for break_it in (lambda by: by.pop(), lambda by: by.append("x")):
+    for break_it in (lambda by: by.pop(), lambda by: by.append("x"), lambda by: by[0].pop(), lambda by: by.clear()):
         values = json.loads(found.to_json())
         break_it(values["models"]["model"]["by_class"])
         with pytest.raises(DataError, match="no report"):

@@ -1,6 +1,7 @@
 """The law behind each unlearning method, on a problem of four shades."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -23,7 +24,7 @@ from hf_esc.features import stream_features
 from hf_esc.random_network import random_network
 from hf_esc.sites import find_sites
 from hf_esc.unlearning import fisher_forgetting
-from hf_esc.unlearning.boundary_shrink import pixel_range
+from hf_esc.unlearning.boundary_shrink import pixel_range, pixels_of
 from hf_esc.unlearning.fisher import fisher_information
 from hf_esc.unlearning.images import labelled_images
 from hf_esc.unlearning.losses import draw_labels, forbidden, kl_divergence
@@ -239,6 +240,9 @@ def test_a_processor_that_hides_the_range_of_pixels_is_refused():
         def __call__(self, images, **kwargs):
             return {"pixel_values": torch.zeros(len(images), *self.left)}
 
+    assert pixels_of(SimpleNamespace(main_input_name="inputs"), {"pixel_values": torch.zeros(1, 3, 2, 2)})
+    with pytest.raises(ModelError, match="Which of a, b are the pixels"):
+        pixels_of(SimpleNamespace(main_input_name="x"), {"a": torch.zeros(1, 3, 2, 2), "b": torch.zeros(1, 3, 2, 2)})
     blind = Blind()
     for blind.left, message in (((3, 8, 8), "the same after Blind"), ((4, 48), "makes \\(4, 48\\) of a picture")):
         with pytest.raises(ModelError, match=message):

@@ -573,7 +573,7 @@ OF_ZOO = (
 )
 
 
-@pytest.mark.parametrize("method", ["delete", "lau"])
+@pytest.mark.parametrize("method", ["delete", "lau", "boundary-shrink"])
 @pytest.mark.parametrize("id", OF_ZOO)
 def test_architectures_are_trained_or_refused_by_name(id, method, tmp_path):
     model = ZOO[id].build()
@@ -582,6 +582,8 @@ def test_architectures_are_trained_or_refused_by_name(id, method, tmp_path):
         labels = model(**inputs).logits.argmax(dim=1)
     given = [inputs | {"labels": labels}]
     settings = {"scenario": "images", "learning_rate": 0.05, "num_train_epochs": 3, "output_dir": str(tmp_path)}
+    if method == "boundary-shrink":
+        settings["processing_class"] = NORMALISED
     before = weights(model)
     trainer = trained(method, model, given, **settings)
     assert same(weights(model), before)

@@ -109,6 +109,7 @@ def evaluate(
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
     from ..data import load_images
+    from ..fingerprints import weights_sha256
     from ..labels import erased_labels
     from ..ledger import base_on_the_hub, edits_weights
     from ..loading import load_classifier
@@ -120,22 +121,33 @@ def evaluate(
     request = wish.found_in(data, classifier.config) if wish else None
     if request is None and not erased_labels(classifier.config):
         raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")
-    before, retrained = (
-        None if name is None else load_classifier(name, device=device, trust_remote_code=trust_remote_code)
-        for name in (original, reference)
-    )
     ledger = getattr(classifier.config, "erasures", [])
-    if before is None and any(map(edits_weights, ledger)):
-        base, _ = base_on_the_hub(classifier.config)
+    base, base_revision = base_on_the_hub(classifier.config)
+    before = retrained = None
+    if original is not None:
+        # The ledger says which commit of its base it is of.
+        at = {"revision": base_revision} if original == base and base_revision else {}
+        before = load_classifier(original, device=device, trust_remote_code=trust_remote_code, **at)
+        if ledger and ledger[0].get("base_sha256") not in (None, weights_sha256(before)):
+            typer.echo(
+                f"Warning: {original} does not have the weights that {model} was made from, by the fingerprint in its "
+                "ledger: in another precision, or another model.",
+                err=True,
+            )
+    elif any(map(edits_weights, ledger)):
         typer.echo(
             f"Warning: the weights of {model} were edited, and it does not hold what they were before. Name that with "
             f"`--original {base or 'MODEL'}`: it is the reference of each number here.",
             err=True,
         )
+    if reference is not None:
+        retrained = load_classifier(reference, device=device, trust_remote_code=trust_remote_code)
     if chosen:
         from ..evaluation.unlearning import ORIGINAL, RETRAIN, evaluate_unlearning
 
-        references = {name: given for name, given in {ORIGINAL: before, RETRAIN: retrained}.items() if given}
+        references = {
+            name: given for name, given in {ORIGINAL: before, RETRAIN: retrained}.items() if given is not None
+        }
         report = evaluate_unlearning(
             classifier,
             data,

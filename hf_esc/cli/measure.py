@@ -30,15 +30,19 @@ def before_and_after(
 
 def forgotten_earlier(
     original, erased, request: Request, processor: Any, batch_size: int, num_workers: int
-) -> dict[str, Columns]:
+) -> dict[str, Columns | None]:
     """
     By class, the accuracies of both on what earlier requests erased: what is trained later can bring it back.
 
-    A class of which the data set has no images is not there.
+    None of a class of which the data set has no images: nothing tells what has become of it.
     """
+    from ..labels import erased_labels
+    from ..ledger import label_names
+
     data, config = request.data, original.config
     mapping = data.labels_in(config)
-    found: dict[str, Columns] = {}
+    earlier = label_names(config, erased_labels(config) - {mapping[label] for label in request.labels})
+    found: dict[str, Columns | None] = dict.fromkeys(map(str, earlier.values()))
     for label in _left_out(replace(request, rows=None), config):
         test = data.select(data.test, [label]) if data.test is not None else None
         own = replace(data, train=data.select(data.train, [label]), test=test)
@@ -46,7 +50,7 @@ def forgotten_earlier(
             continue
         alone = Request(own, [label])
         columns = _measured(_both(original, erased), config, alone, [], processor, batch_size, num_workers)
-        found[str(config.id2label[mapping[label]])] = {
+        found[str(earlier[mapping[label]])] = {
             name: {key: values[key] for key in ("forget_train", "forget_test")} for name, values in columns.items()
         }
     return found

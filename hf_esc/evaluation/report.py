@@ -221,10 +221,8 @@ class UnlearningReport:
             values["gates"] = _gates(values.get("gates"))
             if "model" not in values["models"]:
                 raise ValueError("it is of no model")
-            if any(
-                len(result.by_class or values["forget"]) != len(values["forget"])
-                for result in values["models"].values()
-            ):
+            each = [result.by_class for result in values["models"].values() if result.by_class is not None]
+            if any(len(shares) != len(values["forget"]) for shares in each):
                 raise ValueError("its classes are not those that it names")
             return cls(**values)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -398,8 +396,8 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
     numbers = [*values["accuracies"].values()]
     for retention in values["retention"].values():
         numbers += [*retention["mean"].values(), *retention["spread"].values()]
-    for pair in values.get("by_class") or []:  # reports that were written before have none
-        numbers += pair
+    for train, test in values.get("by_class") or []:  # reports that were written before have none
+        numbers += [train, test]
     if any(number is not None and not isinstance(number, int | float) for number in numbers):
         raise ValueError("its numbers are none")
     return ModelResult(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,7 +46,7 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
     \[L = \mathrm{CE}(f(x), \hat y), \qquad \hat y = \arg\max_{c \ne y} f_0(x')_c, \qquad
     x' = \mathrm{clip}_{[0, 1]}(x + \varepsilon\,\mathrm{sign}\,\nabla_x \mathrm{CE}(f_0(x), y))\]
 
-    with pixels x from 0 to 1: the step and the range go through the image processor's mean and standard deviation. An
+    with pixels x from 0 to 1: the step and the range are those after the image processor, which is asked. An
     attack that fails would teach y again, so y is left out of the argmax (with `mask="all"` each class in the forget
     set). The attack is one on the original, so it is made once.
 
@@ -62,6 +63,7 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
     def prepare(self) -> None:
         """Attack each forget image once."""
         low, high = pixel_range(self.processing_class, self.teacher)
+        self._pixels = pixels_of(self.teacher, self.forget.__getitems__([0])["inputs"])
         targets, failed = [], 0
         for batch in self.forget.batches(self.args.per_device_eval_batch_size):
             labels = batch["labels"].to(self.args.device)
@@ -73,7 +75,7 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
 
     def _attacked(self, inputs: dict[str, Tensor], labels: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """The original's logits `(B, C)` for images one step up their loss."""
-        name = self.teacher.main_input_name
+        name = self._pixels
         x = inputs[name].detach().requires_grad_(True)
         low, high = (bound.to(x.device, x.dtype) for bound in (low, high))
         with evaluating(self.teacher):
@@ -95,6 +97,16 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
         return super().settings() | {"failed_attacks": self.failed_attacks}
 
 
+def pixels_of(model: Any, batch: Mapping[str, Tensor]) -> str:
+    """Which tensor of a batch is the images: a model's main input can have another name than a processor gives it."""
+    images = [name for name, value in batch.items() if value.is_floating_point() and value.dim() == 4]
+    if model.main_input_name in batch or len(images) != 1:
+        images = [model.main_input_name] if model.main_input_name in batch else []
+    if not images:
+        raise ModelError(f"Which of {', '.join(batch)} are the pixels for {type(model).__name__} cannot be told.")
+    return images[0]
+
+
 def pixel_range(processor: Any, model: Any) -> tuple[Tensor, Tensor]:
     """
     What black and white pixels are after an image processor, each `(c, 1, 1)`.
@@ -111,7 +123,8 @@ def pixel_range(processor: Any, model: Any) -> tuple[Tensor, Tensor]:
         )
     mode = "L" if image_channels(model.config) == 1 else "RGB"
     pictures = [PIL.Image.new(mode, (64, 64), color) for color in ("black", "white")]
-    ends = processor(images=pictures, return_tensors="pt")[model.main_input_name].float()
+    given = dict(processor(images=pictures, return_tensors="pt"))
+    ends = given[pixels_of(model, given)].float()
     if ends.dim() != 4:
         raise ModelError(
             f"{type(processor).__name__} makes {tuple(ends.shape[1:])} of a picture, and the attack moves the pixels "

@@ -17,6 +17,7 @@ from transformers.utils import logging
 
 from ..errors import DivergenceError, ForgetSetError, ModelError, OptionError
 from ..features import model_inputs
+from ..fingerprints import weights_sha256
 from ..ledger import ledger_record
 from ..outputs import logits_of
 from ..sites import evaluating, find_sites
@@ -128,6 +129,7 @@ def fisher_forgetting(
             "num_retain_images": len(retain),
             "seed": seed,
             "data": "retain",
+            "base_sha256": weights_sha256(model),
         },
         labels=labels if scenario == "classes" else [],
         num_images=len(forget),

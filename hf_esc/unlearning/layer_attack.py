@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.trainer_utils import TrainOutput
 
 from ..errors import ModelError, OptionError
 from ..features import apply_sites, head_weights, model_inputs, site_modules, stream_features
@@ -105,11 +106,13 @@ class LayerAttackTrainer(UnlearningTrainer):
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter in trained)
 
-    def finish(self) -> None:
-        """And give the result back as it came."""
-        super().finish()
-        for own, given in zip(self.model.parameters(), self.teacher.parameters(), strict=True):
-            own.requires_grad_(given.requires_grad)
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """As [`UnlearningTrainer.train`], and what cannot be trained now can be after it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for own, given in zip(self.model.parameters(), self.teacher.parameters(), strict=True):
+                own.requires_grad_(given.requires_grad)
 
     def settings(self) -> dict[str, Any]:
         """And how many attacks failed."""

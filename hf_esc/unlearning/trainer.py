@@ -339,7 +339,8 @@ class UnlearningTrainer(SafetensorsTrainer):
             self.method,
             self.settings()
             | {"steps": self._best_step or self.state.global_step, "data": self._data()}
-            | self._retain_images(),
+            | self._retain_images()
+            | {"base_sha256": self._weights_before()},
             labels=self.forget_labels.tolist() if of_classes else [],
             num_images=len(self.forget),
             unchanged=unchanged,
@@ -424,11 +425,14 @@ class UnlearningTrainer(SafetensorsTrainer):
         if self._saving_checkpoint:
             (Path(output_dir or ".") / _RUN).write_text(json.dumps(self._run(), indent=2), encoding="utf-8")
 
-    def _run(self) -> dict[str, Any]:
-        """What a run cannot change when it goes on."""
+    def _weights_before(self) -> str:
         if self._teacher_sha256 is None:
             self._teacher_sha256 = weights_sha256(self.teacher)
-        own = {"method": self.method, "model": self._teacher_sha256, "max_steps": self.args.max_steps}
+        return self._teacher_sha256
+
+    def _run(self) -> dict[str, Any]:
+        """What a run cannot change when it goes on."""
+        own = {"method": self.method, "model": self._weights_before(), "max_steps": self.args.max_steps}
         own |= {name: getattr(self.args, name) for name in ("warmup_steps", "lr_scheduler_kwargs")}
         sides = {"forget": self.forget, "retain": self.retain}
         for name, images in sides.items():
