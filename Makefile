@@ -51,9 +51,9 @@ bench: $(INSTALLED)  ## The bars of speed and memory and what ESC and ESC-T do t
 
 tune: $(INSTALLED)  ## Learning rates of all methods on validation images, into benchmarks/results/tuning/
 	$(BIN)/python benchmarks/tune.py --model embedded/resnet
-	$(BIN)/python benchmarks/tune.py --model embedded/resnet --fraction 0.1 --retrain build/retrain
-	$(BIN)/python benchmarks/tune.py --model embedded/all-cnn --epochs 2
+	$(BIN)/python benchmarks/tune.py --model embedded/all-cnn --epochs 1
 	$(BIN)/python benchmarks/tune.py --model embedded/vit --epochs 1
+	$(BIN)/python benchmarks/tune.py --model embedded/resnet --fraction 0.1 --retrain build/retrain  # it says what it needs
 
 experiments: $(INSTALLED)  ## What is missing of all experiments, into benchmarks/results/experiments/; hours if nothing is there
 	$(BIN)/python benchmarks/run.py

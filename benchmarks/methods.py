@@ -1,5 +1,7 @@
 """Every method behind one call: from a model and images to a model that has forgotten, and seconds."""
 
+import hashlib
+import json
 import tempfile
 import time
 import warnings
@@ -15,10 +17,34 @@ from hf_esc.data import ImageData
 from hf_esc.errors import IncompleteErasureWarning
 from hf_esc.remapping import remap
 from hf_esc.unlearning import METHODS, fisher_forgetting
+from hf_esc.unlearning.images import file_fingerprints
 
 QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
 # What each method reads of the images. The paper compares ESC with those that do without retain images.
 RETAIN_DATA = {"remap", "fisher", *(name for name, trainer in METHODS.items() if trainer.uses_retain)}
+
+
+# Settings of an image processor that change no pixel.
+_INERT = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "return_tensors", "device"}
+_INERT |= {"data_format", "input_data_format", "disable_grouping", "default_to_square"}
+
+
+def images_sha256(data: ImageData) -> str:
+    """A fingerprint of all files and labels, with the names of the classes."""
+    digest = hashlib.sha256(str(data.label_names).encode())
+    for split in (data.train, data.test):
+        if split is not None:
+            digest.update(b"".join(file_fingerprints(split, data.image_column)))
+            digest.update(str(split[data.label_column][:]).encode())
+    return digest.hexdigest()
+
+
+def reading_of(processor: Any) -> str:
+    """How images are read: what an image processor is set to."""
+    settings = {
+        k: v for k, v in processor.to_dict().items() if k not in _INERT and not k.startswith("_") and v is not None
+    }
+    return json.dumps(settings, sort_keys=True, default=str)
 
 
 def known_settings(method: str) -> set[str]:

@@ -38,7 +38,8 @@ Row = dict[str, Any]
 
 def rows_of(experiment: str) -> list[Row]:
     file = RESULTS / "experiments" / f"{experiment}.json"
-    return list(json.loads(file.read_text())["rows"].values()) if file.exists() else []
+    rows = json.loads(file.read_text())["rows"].values() if file.exists() else []
+    return [row for row in rows if not row.get("stale")]
 
 
 def labels_of(rows: Iterable[Row]) -> list[str]:

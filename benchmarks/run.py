@@ -11,7 +11,8 @@ and how they are read, a reference's weights or what is measured have changed (`
 Rows are written one by one, so a run that was killed goes on.
 
 Learning rates are those of `tune.py`. The Retrain references are runs of `examples/train_embedded.py --exclude CLASS`
-in `DIR/MODEL-CLASS`, such as `build/retrain/resnet-Trouser`; without `--retrain` these rows stay as they are.
+in `DIR/MODEL-CLASS`, such as `build/retrain/resnet-Trouser`, and `--exclude_fraction 0.1` in `DIR/MODEL-random`.
+Without `--retrain` these rows stay as they are, and are left out of the tables where the images are no longer theirs.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import RETAIN_DATA, forget
+from methods import RETAIN_DATA, forget, images_sha256, reading_of
 from performance import setting
 from report_unlearning import REFERENCES
 from results import read, write
@@ -42,12 +43,8 @@ from hf_esc.evaluation.unlearning import measure
 from hf_esc.fingerprints import weights_sha256
 from hf_esc.loading import load_classifier, load_processor
 from hf_esc.random_network import random_network
-from hf_esc.unlearning.images import file_fingerprints
 
 HERE = Path(__file__).parent
-# What an image processor does to an image.
-READING = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
-READING += ("do_normalize", "image_mean", "image_std")
 
 
 @dataclass
@@ -92,15 +89,20 @@ class Experiment:
     details: list[str] = field(default_factory=list)
 
 
+class NotTunedError(Exception):
+    """A method whose learning rate has not been looked for yet."""
+
+
 def settings_of(method: dict[str, Any], experiment: Experiment, tuning: Path) -> dict[str, Any]:
     """With the tuned value."""
     settings = dict(method.get("settings", {}))
     if method.get("tuned"):
         found = read(tuning).get(method["method"])
         if found is None or found["best"] is None:
-            raise SystemExit(
+            what = f" --fraction {experiment.fraction} --retrain DIR" if experiment.fraction else ""
+            raise NotTunedError(
                 f"{method['method']} is not tuned for {experiment.model}: run `python benchmarks/tune.py --model "
-                f"{experiment.model} --methods {method['method']}`."
+                f"{experiment.model}{what} --methods {method['method']}` (`make tune` has the lengths of its trials)."
             )
         settings = {tuned_name(method["method"]): found["best"]} | settings
     if experiment.fraction:
@@ -127,18 +129,9 @@ class Subject:
         )
         self.original = load_classifier(experiment.model, device=device)
         self.processor = load_processor(self.original)
-        # What all rows depend on. A newer processor can have more settings, and these do as they did.
-        reading = {name: value for name, value in self.processor.to_dict().items() if name in READING}
-        self.fingerprint = [weights_sha256(self.original), self._images(), json.dumps(reading, sort_keys=True)]
+        # What all rows depend on.
+        self.fingerprint = [weights_sha256(self.original), images_sha256(self.data), reading_of(self.processor)]
         self._random: ModelFeatures | None = None
-
-    def _images(self) -> str:
-        """A fingerprint of all files and labels."""
-        digest = hashlib.sha256()
-        for split in (self.data.train, self.data.test):
-            digest.update(b"".join(file_fingerprints(split, self.data.image_column)))
-            digest.update(str(split[self.data.label_column][:]).encode())
-        return digest.hexdigest()
 
     def features(self, model: PreTrainedModel, name: str) -> ModelFeatures:
         """One pass over all images; where a row with another seed is of the same weights, that of this one."""
@@ -238,7 +231,11 @@ def run_experiment(
         label = method.get("label", method["method"])
         if arguments.methods and not {label, method["method"]} & set(arguments.methods):
             continue
-        settings = settings_of(method, experiment, tuning)
+        try:
+            settings = settings_of(method, experiment, tuning)
+        except NotTunedError as error:
+            print(f"{name} {label}: {error}", file=sys.stderr)
+            continue
         again = {label, method["method"]} & set(arguments.again)
         for seed, requests in chains(experiment, method):
             if method["method"] in REFERENCES and experiment.in_turn:
@@ -262,6 +259,9 @@ def run_experiment(
                 if method["method"] in REFERENCES:
                     if reference is None:
                         print(f"{name} {row}: no reference; see --retrain", file=sys.stderr)
+                        if row in rows:  # of other images or settings than these: no reference of the others
+                            rows[row]["stale"] = True
+                            write(file, read(file) | {"rows": rows})
                         continue
                     made |= {"weights_sha256": weights} | subject.row(reference[0], label, so_far, seed, reference[1])
                 else:

@@ -7,8 +7,9 @@ Learning rates for the methods that have one, with one budget for all: seven tri
 Of each class a tenth of the embedded training images is held out. A method forgets the training images that are left
 and is judged by the harmonic mean of 100 - D_f and D_r on those that were held out; test images are not looked at.
 The first trials are powers of ten, from 1e-5 to 1e-1, and the last two are half a power on either side of the best.
-Where random images are forgotten (`--fraction`), it is judged by how far it is from the Retrain reference
-(`DIR/MODEL-random`), in the mean of D_f and of the accuracy on what was held out of the other images.
+Where random images are forgotten (`--fraction`), it is judged by how far its D_f and D_r are in the mean from those of
+the Retrain reference (`DIR/MODEL-random`, of `examples/train_embedded.py --exclude_fraction 0.1`). Nothing is held out
+then, as Retrain has learnt all that it was not to forget; test images are not looked at either.
 
 All other settings are the reference's. Fisher forgetting has the strength of its noise instead, from 1e-9 to 1e-5.
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from methods import METHODS, RETAIN_DATA, forget
+from methods import METHODS, RETAIN_DATA, forget, images_sha256
 from performance import setting
 from results import read, write
 from transformers import HfArgumentParser, PreTrainedModel
@@ -100,12 +101,11 @@ def of_classes(model: PreTrainedModel, data: ImageData, request: list[str]) -> T
 
 def of_images(model: PreTrainedModel, data: ImageData, fraction: float, retrain: PreTrainedModel) -> Task:
     """To forget a random part of the images as if they had never been there."""
-    forgotten = set(data.rows_to_forget(fraction))
-    train, held = ([row for row in rows if row not in forgotten] for rows in split(data))
-    judged = data.rows(sorted(forgotten)), data.train.select(held)
+    forgotten = data.rows_to_forget(fraction)
+    sides = data.rows(forgotten), data.rows(forgotten, keep=False)
     processor = load_processor(model)
-    target = (accuracy(retrain, judged[0], processor, data), accuracy(retrain, judged[1], processor, data))
-    return Task(fraction, judged[0], data.train.select(train), judged, target, {"scenario": "images"})
+    target = (accuracy(retrain, sides[0], processor, data), accuracy(retrain, sides[1], processor, data))
+    return Task(fraction, *sides, judged=sides, target=target, settings={"scenario": "images"})
 
 
 def tuning_file(model: str, fraction: float = 0.0) -> Path:
@@ -167,11 +167,18 @@ def tune(
 ) -> None:
     """Run the trials of each method that are not in the file yet."""
     processor = load_processor(model)
-    weights = weights_sha256(model)
+    weights, images = weights_sha256(model), images_sha256(data)
 
     def subject(method: str) -> dict[str, Any]:
         """What all trials of a method have in common."""
-        return {"weights": weights, "forget": task.request, "shorter": shorter(method, epochs)}
+        own = {"settings": MORE.get(method, {}) | task.settings, "target": task.target and list(task.target)}
+        return {
+            "weights": weights,
+            "images": images,
+            "forget": task.request,
+            "shorter": shorter(method, epochs),
+            **{name: value for name, value in own.items() if value},
+        }
 
     def keep(method: str, trials: list[dict[str, Any]], chosen: float | None) -> None:
         entry = {"tuned": tuned_name(method), "best": chosen, **subject(method), "trials": trials}
@@ -226,6 +233,12 @@ def main() -> None:
     data = load_images("embedded")
     if arguments.fraction:
         folder = Path(arguments.retrain) / f"{arguments.model.split('/')[-1]}-random" / "final"
+        if not arguments.retrain or not folder.is_dir():
+            raise SystemExit(
+                f"There is no Retrain reference in {folder}. Make it with `examples/train_embedded.py "
+                f"--exclude_fraction {arguments.fraction} --output_dir {folder.parent}` and its other arguments, and "
+                "name the folder above that with `--retrain`."
+            )
         task = of_images(model, data, arguments.fraction, load_classifier(str(folder), device="cpu"))
         names = [name for name in names if name != "fisher"]  # its noise has no such experiment
     else:
