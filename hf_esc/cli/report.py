@@ -14,7 +14,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def accuracy_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     """Accuracies in %, one row each, one column for each model."""
-    from ..evaluation.report import ROWS
+    from ..evaluation.report_text import ROWS
 
     lines = [f"{'accuracy in %':<22}" + "".join(f"{name:>12}" for name in columns)]
     for key, title in ROWS.items():

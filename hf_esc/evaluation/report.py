@@ -1,10 +1,9 @@
-"""What an evaluation found: one value that is JSON, a table for people, and results for a model card."""
+"""What an evaluation found: one value that is JSON, and results for a model card."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from ..errors import DataError
+from . import report_text
 from .accuracy import Accuracies
 from .attacks import MEANINGS, AttackResult
 from .differences import average_gap
@@ -21,35 +21,6 @@ from .membership import MembershipInference
 from .zrf import ZeroRetrainForgetting
 
 _SCHEMA = 1
-# The six numbers of `Accuracies`, as tables call them.
-ROWS = {
-    "forget_train": "D_f    forget, train",
-    "retain_train": "D_r    retain, train",
-    "forget_test": "D_ft   forget, test",
-    "retain_test": "D_rt   retain, test",
-    "hm_train": "HM     train",
-    "hm_test": "HM_t   test",
-}
-_PROBES = {
-    "paper": "KR, the paper's probe (ten epochs, not trained to the end)",
-    "converged": "KR, a converged linear probe",
-    "mlp": "KR, an MLP",
-    "knn": "KR, nearest neighbours",
-    "one_vs_rest": "KR, is it a forgotten class or not",
-}
-
-# Of a point of a gate's curve.
-_GATE = {
-    "recall_train": "found, train",
-    "recall_test": "found, test",
-    "false_alarms_train": "alarms, train",
-    "false_alarms_test": "alarms, test",
-    "retain_test": "head, D_rt",
-}
-_GATE_MEANING = (
-    "Found: forget images that are remapped; alarms: others that are.",
-    "What is not found passes as it is: of these a reader of features gets what the original's features tell.",
-)
 
 
 @dataclass(frozen=True)
@@ -230,122 +201,22 @@ class UnlearningReport:
 
     def table(self) -> str:
         """For people: a column for each model, and what the numbers mean."""
-        names = list(self.models)
-        results = self.models.values()
-        lines = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
-
-        def row(title: str, values) -> None:
-            lines.append(f"{title:<26}" + "".join(f"{_cell(value):>15}" for value in values))
-
-        def section(title: str) -> None:
-            lines.append(f"\n{title}")
-
-        section("the head")
-        for key, title in ROWS.items():
-            row(title, (getattr(result.accuracies, key) for result in results))
-        for name, pairs in self._by_class():
-            for index, title in enumerate(("train", "test")):
-                row(f"  {name}, {title}", (pair[index] if pair else None for pair in pairs))
-        for probe in self.models["model"].retention:
-            section(_PROBES.get(probe, probe))
-            for key, title in ROWS.items():
-                row(title, (result.retention[probe].mean[key] for result in results))
-            row("recovery rate", (self.recovery_rate(probe, name) for name in names))
-            excess = {name: self.excess_knowledge(probe, name) for name in names}
-            if any(value is not None for value in excess.values()):
-                row("excess knowledge", (None if value is None else 100 * value for value in excess.values()))
-            if not all(result.retention[probe].settings.get("converged", True) for result in results):
-                lines.append("  (not converged: more can be read than this)")
-        section("membership inference of forget images (50: chance; what a retrained model has is the reference)")
-        for key, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("tpr_at_1_fpr", "TPR at 1 % FPR")):
-            row(title, (getattr(result.membership, key, None) for result in results))
-        section("ZRF on forget images (1: as a random network)")
-        lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>15}" for r in results))
-        gaps = {name: self.average_gap(name) for name in names}
-        if any(gap is not None for gap in gaps.values()):
-            section("Avg Gap: how far accuracies and membership inference are from the retrained model's")
-            row("Avg Gap", gaps.values())
-        if any(result.curve for result in results):
-            section("KR of a converged probe on D_ft, by labelled forget images of each class")
-            for index, point in enumerate(self.models["model"].curve or []):
-                row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
-        if attacks := self.models["model"].attacks:
-            section("attacks: right of forget / retain test images (the original's number: all there is to get)")
-            for attack in attacks:
-                found = [(result.attacks or {}).get(attack) for result in results]
-                cells = ["-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found]
-                lines.append(f"{attack:<26}" + "".join(f"{cell:>15}" for cell in cells))
-            lines += [f"  {attack}: {MEANINGS[attack]}" for attack in attacks]
-        for gate in self.gates or []:
-            section(f"the gate of the remap of {self._names(gate)}: which of the images are remapped")
-            lines.append(f"{'':<26}" + "".join(f"{title:>15}" for title in _GATE.values()))
-            for at in gate.points:
-                row(_gate_title(at), (getattr(at, key) for key in _GATE))
-        if self.gates:
-            lines += [f"  {sentence}" for sentence in _GATE_MEANING]
-        return "\n".join(lines)
+        return report_text.table(self)
 
     def markdown(self) -> str:
         """
         For a model card: forget / retain accuracies of the head and of each probe, a column for each model. A table
         for the gate of each remap follows.
         """
-        names = list(self.models)
-        shown = ["this model" if name == "model" else escaped(name) for name in names]
-        lines = [" | ".join(["|", *shown]) + " |"]
-        lines.append("|" + " --- |" * (len(names) + 1))
-
-        def row(title: str, values: Iterable[str]) -> None:
-            lines.append(f"| {title} | " + " | ".join(values) + " |")
-
-        readers = {"head": [result.accuracies for result in self.models.values()]}
-        for probe in self.models["model"].retention:
-            means = [Accuracies(**result.retention[probe].mean) for result in self.models.values()]
-            readers[_PROBES.get(probe, probe)] = means
-        for title, found in readers.items():
-            row(f"{title}: training images", (f"{_cell(a.forget_train)} / {_cell(a.retain_train)}" for a in found))
-            row(f"{title}: test images", (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" for a in found))
-        for name, pairs in self._by_class():
-            title = f"head on {escaped(name)} alone: training / test images"
-            row(title, (" / ".join(map(_cell, pair)) if pair else "-" for pair in pairs))
-        results = self.models.values()
-        row("membership inference, AUC", (_cell(getattr(result.membership, "auc", None)) for result in results))
-        row("ZRF", (_cell(getattr(result.zrf, "zrf", None), 3) for result in results))
-        for attack in self.models["model"].attacks or {}:
-            attempts = [(result.attacks or {}).get(attack) for result in results]
-            cells = (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" if a else "-" for a in attempts)
-            row(f"attack `{attack}`, test images: {MEANINGS[attack]}", cells)
-        for gate in self.gates or []:
-            title = f"The gate of the remap of {escaped(self._names(gate))}, in %."
-            lines += [
-                "",
-                " ".join([title, *_GATE_MEANING]),
-                "",
-                " | ".join(["|", *_GATE.values()]) + " |",
-                "|" + " --- |" * (len(_GATE) + 1),
-            ]
-            for at in gate.points:
-                row(_gate_title(at), (_cell(getattr(at, key)) for key in _GATE))
-        return "\n".join(lines)
-
-    def _by_class(self) -> list[tuple[str, list[list[float | None] | None]]]:
-        """Where several classes were forgotten: the head's shares for each, by model."""
-        if len(self.forget) < 2 or self.models["model"].by_class is None:
-            return []
-        each = [result.by_class for result in self.models.values()]
-        return [(name, [by[index] if by else None for by in each]) for index, name in enumerate(self.forget)]
-
-    def _names(self, gate: GateCurve) -> str:
-        """The classes of a remap, those by name that the evaluation is of."""
-        names = dict(zip(self.forget_labels, self.forget, strict=True))
-        return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
+        return report_text.markdown(self)
 
     def eval_results(self) -> list[EvalResult]:
         """For a model card's `model-index`: the numbers of the model under test, each named for what it is."""
         result = self.models["model"]
-        named = {f"head {title.split()[0]}": getattr(result.accuracies, key) for key, title in ROWS.items()}
+        short = {key: title.split()[0] for key, title in report_text.ROWS.items()}
+        named = {f"head {title}": getattr(result.accuracies, key) for key, title in short.items()}
         for probe, retention in result.retention.items():
-            named |= {f"KR ({probe}) {title.split()[0]}": retention.mean[key] for key, title in ROWS.items()}
+            named |= {f"KR ({probe}) {title}": retention.mean[key] for key, title in short.items()}
         return [
             EvalResult(
                 task_type="image-classification",
@@ -360,28 +231,12 @@ class UnlearningReport:
         ]
 
 
-def escaped(text: str) -> str:
-    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)
-
-
-def _cell(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _gate_title(point: GatePoint) -> str:
-    title = "argmax" if point.threshold is None else f"threshold {point.threshold:g}"
-    return f"{title} (in force)" if point.in_force else title
-
-
 def _gates(values: Any) -> list[GateCurve] | None:
     if values is None:
         return None
     gates = [GateCurve(**gate | {"points": [GatePoint(**point) for point in gate["points"]]}) for gate in values]
     for gate in gates:
-        numbers: list[Any] = [getattr(point, key) for point in gate.points for key in _GATE]
+        numbers: list[Any] = [getattr(point, key) for point in gate.points for key in report_text.GATE_TITLES]
         numbers += [*gate.labels, *(point.threshold for point in gate.points if point.threshold is not None)]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("its gates are none")
@@ -389,7 +244,7 @@ def _gates(values: Any) -> list[GateCurve] | None:
 
 
 def _result(values: Mapping[str, Any]) -> ModelResult:
-    if not set(values["retention"]) <= set(_PROBES):
+    if not set(values["retention"]) <= set(report_text.PROBE_TITLES):
         raise ValueError(f"its probes are {sorted(values['retention'])}")
     if strange := set(values["attacks"] or ()) - set(MEANINGS):
         raise ValueError(f"its attacks are {sorted(strange)}")

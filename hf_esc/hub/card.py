@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from ..configuration_esc import ESCConfig
 from ..errors import HubError
-from ..evaluation.report import UnlearningReport, escaped
+from ..evaluation.report import UnlearningReport
+from ..evaluation.report_text import escaped
 from ..ledger import MOST_UNCHANGED, edits_weights
 
 TEMPLATE = Path(__file__).with_name("card_template.md")

@@ -1,0 +1,176 @@
+"""An evaluation in words: a table for people, and one for a model card."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .accuracy import Accuracies
+from .attacks import MEANINGS
+from .gate import GateCurve, GatePoint
+
+if TYPE_CHECKING:
+    from .report import UnlearningReport
+
+# The six numbers of `Accuracies`, as tables call them.
+ROWS = {
+    "forget_train": "D_f    forget, train",
+    "retain_train": "D_r    retain, train",
+    "forget_test": "D_ft   forget, test",
+    "retain_test": "D_rt   retain, test",
+    "hm_train": "HM     train",
+    "hm_test": "HM_t   test",
+}
+PROBE_TITLES = {
+    "paper": "KR, the paper's probe (ten epochs, not trained to the end)",
+    "converged": "KR, a converged linear probe",
+    "mlp": "KR, an MLP",
+    "knn": "KR, nearest neighbours",
+    "one_vs_rest": "KR, is it a forgotten class or not",
+}
+
+# Of a point of a gate's curve.
+GATE_TITLES = {
+    "recall_train": "found, train",
+    "recall_test": "found, test",
+    "false_alarms_train": "alarms, train",
+    "false_alarms_test": "alarms, test",
+    "retain_test": "head, D_rt",
+}
+_GATE_MEANING = (
+    "Found: forget images that are remapped; alarms: others that are.",
+    "What is not found passes as it is: of these a reader of features gets what the original's features tell.",
+)
+
+
+def table(report: UnlearningReport) -> str:
+    """For people: a column for each model, and what the numbers mean."""
+    names = list(report.models)
+    results = report.models.values()
+    lines = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
+
+    def row(title: str, values) -> None:
+        lines.append(f"{title:<26}" + "".join(f"{_cell(value):>15}" for value in values))
+
+    def section(title: str) -> None:
+        lines.append(f"\n{title}")
+
+    section("the head")
+    for key, title in ROWS.items():
+        row(title, (getattr(result.accuracies, key) for result in results))
+    for name, pairs in _by_class(report):
+        for index, title in enumerate(("train", "test")):
+            row(f"  {name}, {title}", (pair[index] if pair else None for pair in pairs))
+    for probe in report.models["model"].retention:
+        section(PROBE_TITLES.get(probe, probe))
+        for key, title in ROWS.items():
+            row(title, (result.retention[probe].mean[key] for result in results))
+        row("recovery rate", (report.recovery_rate(probe, name) for name in names))
+        excess = {name: report.excess_knowledge(probe, name) for name in names}
+        if any(value is not None for value in excess.values()):
+            row("excess knowledge", (None if value is None else 100 * value for value in excess.values()))
+        if not all(result.retention[probe].settings.get("converged", True) for result in results):
+            lines.append("  (not converged: more can be read than this)")
+    section("membership inference of forget images (50: chance; what a retrained model has is the reference)")
+    for key, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("tpr_at_1_fpr", "TPR at 1 % FPR")):
+        row(title, (getattr(result.membership, key, None) for result in results))
+    section("ZRF on forget images (1: as a random network)")
+    lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>15}" for r in results))
+    gaps = {name: report.average_gap(name) for name in names}
+    if any(gap is not None for gap in gaps.values()):
+        section("Avg Gap: how far accuracies and membership inference are from the retrained model's")
+        row("Avg Gap", gaps.values())
+    if any(result.curve for result in results):
+        section("KR of a converged probe on D_ft, by labelled forget images of each class")
+        for index, point in enumerate(report.models["model"].curve or []):
+            row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
+    if attacks := report.models["model"].attacks:
+        section("attacks: right of forget / retain test images (the original's number: all there is to get)")
+        for attack in attacks:
+            found = [(result.attacks or {}).get(attack) for result in results]
+            cells = ["-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found]
+            lines.append(f"{attack:<26}" + "".join(f"{cell:>15}" for cell in cells))
+        lines += [f"  {attack}: {MEANINGS[attack]}" for attack in attacks]
+    for gate in report.gates or []:
+        section(f"the gate of the remap of {_names(report, gate)}: which of the images are remapped")
+        lines.append(f"{'':<26}" + "".join(f"{title:>15}" for title in GATE_TITLES.values()))
+        for at in gate.points:
+            row(_gate_title(at), (getattr(at, key) for key in GATE_TITLES))
+    if report.gates:
+        lines += [f"  {sentence}" for sentence in _GATE_MEANING]
+    return "\n".join(lines)
+
+
+def markdown(report: UnlearningReport) -> str:
+    """
+    For a model card: forget / retain accuracies of the head and of each probe, a column for each model. A table
+    for the gate of each remap follows.
+    """
+    names = list(report.models)
+    shown = ["this model" if name == "model" else escaped(name) for name in names]
+    lines = [" | ".join(["|", *shown]) + " |"]
+    lines.append("|" + " --- |" * (len(names) + 1))
+
+    def row(title: str, values: Iterable[str]) -> None:
+        lines.append(f"| {title} | " + " | ".join(values) + " |")
+
+    readers = {"head": [result.accuracies for result in report.models.values()]}
+    for probe in report.models["model"].retention:
+        means = [Accuracies(**result.retention[probe].mean) for result in report.models.values()]
+        readers[PROBE_TITLES.get(probe, probe)] = means
+    for title, found in readers.items():
+        row(f"{title}: training images", (f"{_cell(a.forget_train)} / {_cell(a.retain_train)}" for a in found))
+        row(f"{title}: test images", (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" for a in found))
+    for name, pairs in _by_class(report):
+        title = f"head on {escaped(name)} alone: training / test images"
+        row(title, (" / ".join(map(_cell, pair)) if pair else "-" for pair in pairs))
+    results = report.models.values()
+    row("membership inference, AUC", (_cell(getattr(result.membership, "auc", None)) for result in results))
+    row("ZRF", (_cell(getattr(result.zrf, "zrf", None), 3) for result in results))
+    for attack in report.models["model"].attacks or {}:
+        attempts = [(result.attacks or {}).get(attack) for result in results]
+        cells = (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" if a else "-" for a in attempts)
+        row(f"attack `{attack}`, test images: {MEANINGS[attack]}", cells)
+    for gate in report.gates or []:
+        title = f"The gate of the remap of {escaped(_names(report, gate))}, in %."
+        lines += [
+            "",
+            " ".join([title, *_GATE_MEANING]),
+            "",
+            " | ".join(["|", *GATE_TITLES.values()]) + " |",
+            "|" + " --- |" * (len(GATE_TITLES) + 1),
+        ]
+        for at in gate.points:
+            row(_gate_title(at), (_cell(getattr(at, key)) for key in GATE_TITLES))
+    return "\n".join(lines)
+
+
+def _by_class(report: UnlearningReport) -> list[tuple[str, list[list[float | None] | None]]]:
+    """Where several classes were forgotten: the head's shares for each, by model."""
+    if len(report.forget) < 2 or report.models["model"].by_class is None:
+        return []
+    each = [result.by_class for result in report.models.values()]
+    return [(name, [by[index] if by else None for by in each]) for index, name in enumerate(report.forget)]
+
+
+def _names(report: UnlearningReport, gate: GateCurve) -> str:
+    """The classes of a remap, those by name that the evaluation is of."""
+    names = dict(zip(report.forget_labels, report.forget, strict=True))
+    return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
+
+
+def escaped(text: str) -> str:
+    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)
+
+
+def _cell(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _gate_title(point: GatePoint) -> str:
+    title = "argmax" if point.threshold is None else f"threshold {point.threshold:g}"
+    return f"{title} (in force)" if point.in_force else title
