@@ -164,7 +164,7 @@ def erase(
         warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
     elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
         warnings.warn(
-            cannot_be_seen(unchanged.right_before),
+            cannot_be_seen(model.config, statistics.labels, unchanged.right_before),
             IncompleteErasureWarning,
             stacklevel=2,
         )
@@ -201,7 +201,7 @@ def _check_arguments(p: float, rank: Rank) -> None:
 
 def _warn(unchanged: Unchanged, ranks: Sequence[int], names: dict[int, Any], smallest: int | None) -> None:
     advice = (
-        f"`rank={smallest}` (or `rank='auto'`) would bring it to {MOST_UNCHANGED:.0%} or less."
+        f"A rank of {smallest} (or `auto`) would bring it to {MOST_UNCHANGED:.0%} or less."
         if smallest is not None
         else f"No rank that was tried brings that to {MOST_UNCHANGED:.0%} or less: do the images share a class?"
     )

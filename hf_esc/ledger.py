@@ -27,7 +27,7 @@ class Unchanged:
     What a projection leaves of the head's predictions for the forget images.
 
     With labels, only a prediction that was right counts as one to be changed: an image that the head took for another
-    class already has nothing to lose.
+    class already has nothing to lose. (After the weights were edited, every prediction that is right counts.)
 
     Args:
         share (`float`): Of the images that were looked at, those whose prediction stays.
@@ -85,12 +85,16 @@ def refuse_forgotten(config, labels: Iterable[int], retained: Iterable[int], ins
             raise LabelError(f"The retain set has images of {names}, which {which}. Take them out{instead}.")
 
 
-def cannot_be_seen(right_before: float, more: str = "") -> str:
+def cannot_be_seen(config, labels: Iterable[int], right_before: float, more: str = "") -> str:
     """What to warn of where the head was wrong about nearly all forget images before."""
+    before = label_names(config, erased_labels(config) & set(labels))
+    why = "Were they erased before, or are the labels not the model's class indices?"
+    if before:
+        names = ", ".join(map(str, before.values()))
+        why = f"The ledger says that {names} was erased before: there is little left to do."
     return (
         f"The erasure is incomplete, or cannot be seen: only {right_before:.1%} of the forget images had the "
-        f"prediction that their label says{more}. Were they erased before, or are the labels not the model's class "
-        "indices?"
+        f"prediction that their label says{more}. {why}"
     )
 
 

@@ -163,7 +163,7 @@ def remap(
     )
     if right.double().mean() < MOST_UNCHANGED:
         warnings.warn(
-            cannot_be_seen(right.double().mean().item(), ", and only those are remapped"),
+            cannot_be_seen(model.config, labels, right.double().mean().item(), ", and only those are remapped"),
             IncompleteErasureWarning,
             stacklevel=2,
         )

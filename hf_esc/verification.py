@@ -78,8 +78,14 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     except (OSError, ValueError) as error:
         raise ModelError(f"There is no checkpoint to verify at {source!r}: {error}") from error
     if config.model_type != ESCModel.config_class.model_type:
-        edited = ": its weights were edited, which cannot be checked" if getattr(config, "erasures", None) else ""
-        yield Check("erased model", False, f"{source} is a {config.model_type!r} model without a projection{edited}")
+        plain = f"{source} is a {config.model_type!r} model without a projection"
+        ledger = getattr(config, "erasures", None)
+        if ledger and all(map(edits_weights, ledger)):  # else the ledger names a projection, and it is not there
+            yield Check(
+                "erased model", None, f"{plain}: its weights were edited, of which the ledger has no fingerprint"
+            )
+        else:
+            yield Check("erased model", False, plain)
         return
     try:
         model = ESCModel.from_pretrained(source, **options)

@@ -178,7 +178,10 @@ def test_a_class_that_comes_back_is_said(hf_esc, silent, few, tmp_path, monkeypa
     arguments = ("--dataset", few, *wish, "--method", "delete", *SHORT, "--learning-rate", "1e-6", "--overwrite")
     code, out, err = hf_esc("erase", silent, *arguments, "--output", tmp_path / "gone")
     assert code == 0, err
-    assert "Trouser, which an earlier request erased: 0.00 % / 0.00 % before, 0.00 % / 0.00 % after." in out
+    assert (
+        "Trouser, which an earlier request erased (training / test images): 0.00 % / 0.00 % before, 0.00 % / 0.00 % after."
+        in out
+    )
     assert "BROUGHT BACK" not in out
     monkeypatch.setattr(DELETETrainer, "train", bringing_back)
     code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "back")

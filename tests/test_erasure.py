@@ -166,7 +166,7 @@ def test_classes_one_by_one_are_requests_in_turn(resnet, erased, bags, fashion):
 
 def test_auto_is_the_smallest_rank_and_less_is_called_incomplete(resnet, fashion):
     two = fashion.select(fashion.train, [TROUSER, BAG])
-    with pytest.warns(IncompleteErasureWarning, match=r"rank 1, the head still gives 9\d.\d% .* `rank=2` \(or "):
+    with pytest.warns(IncompleteErasureWarning, match=r"rank 1, the head still gives 9\d.\d% .* A rank of 2 \(or "):
         incomplete = erase(resnet, two, rank=1)
     assert incomplete.config.erasures[0]["unchanged"] > 0.9
     enough = erase(resnet, two, rank="auto")

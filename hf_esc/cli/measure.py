@@ -67,6 +67,7 @@ def beside_original(classifier, before, request: Request, batch_size: int, num_w
         request ([`Request`]): What it should have forgotten.
     """
     from ..evaluation.accuracy import model_classifier
+    from ..ledger import edits_weights
     from ..loading import load_processor
     from ..modeling_esc import ESCModel
 
@@ -85,7 +86,8 @@ def beside_original(classifier, before, request: Request, batch_size: int, num_w
         return measured(before, {"original": model_classifier(before)}) | measured(classifier, {"erased": run})
     # Remote code has its own ESCModel class, so the model type decides.
     if classifier.config.model_type == ESCModel.config_class.model_type:
-        return measured(classifier, {"original": without_projection, "erased": run})
+        edited = any(map(edits_weights, classifier.config.erasures))
+        return measured(classifier, {"no projection" if edited else "original": without_projection, "erased": run})
     return measured(classifier, {"model": run})
 
 

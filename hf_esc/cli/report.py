@@ -6,6 +6,9 @@ from typing import Any
 
 import typer
 
+# What an erasure costs the other classes is said from here on.
+_FEW_POINTS = 5.0
+
 
 def print_json(values: Mapping[str, Any]) -> None:
     """One object, nothing else on stdout."""
@@ -50,6 +53,8 @@ def print_erasure(
         seconds (`Mapping[str, float]`): By phase.
         as_json (`bool`): One object in place of text.
     """
+    from ..ledger import MOST_UNCHANGED
+
     record = config.erasures[-1]
     dims = [site["dim"] for site in getattr(config, "sites", [])]  # a model whose weights were edited has none
     of_images = record.get("scenario") == "images"
@@ -84,7 +89,7 @@ def print_erasure(
     for name, columns in (earlier or {}).items():
         if columns:
             shares = f"{_shown(columns['before'])} before, {_shown(columns['after'])} after"
-            typer.echo(f"{name}, which an earlier request erased: {shares}.")
+            typer.echo(f"{name}, which an earlier request erased (training / test images): {shares}.")
     if unseen:
         typer.echo(
             f"{', '.join(unseen)}, which an earlier request erased, cannot be looked at: {dataset} has no images of "
@@ -95,10 +100,16 @@ def print_erasure(
             f"BROUGHT BACK: {', '.join(back)}. What was done now has undone what an earlier request erased. "
             "Erase it again, or all together from the original."
         )
-    if incomplete:
+    if loss := _loss(before, after):
+        typer.echo(f"The other {'images' if of_images else 'classes'} lost {loss:.1f} points of accuracy.")
+    if incomplete and (record.get("right_before") or 0) < MOST_UNCHANGED:
+        typer.echo(f"NOTHING TO BE SEEN. {incomplete[-1]}")
+    elif incomplete:
         typer.echo(f"NOT ERASED WHOLE. {incomplete[-1]}")
     elif of_images:
-        typer.echo("Accuracies do not tell whether: a model that never saw these images gets most of them right, too.")
+        typer.echo(
+            "Accuracies do not tell whether they are forgotten: a model that never saw them gets most right, too."
+        )
     elif record["unchanged"] is None:
         typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
     else:
@@ -115,6 +126,15 @@ def _complete(
     if back or (incomplete and record.get("scenario") != "images"):
         return False
     return None if unseen or record["unchanged"] is None or record.get("scenario") == "images" else True
+
+
+def _loss(before: Mapping[str, float | None] | None, after: Mapping[str, float | None] | None) -> float | None:
+    """How many points of accuracy on retain images are gone, on test images where there are any; None for a few."""
+    for key in ("retain_test", "retain_train"):
+        pair = [(columns or {}).get(key) for columns in (before, after)]
+        if pair[0] is not None and pair[1] is not None:
+            return pair[0] - pair[1] if pair[0] - pair[1] > _FEW_POINTS else None
+    return None
 
 
 def _is_back(columns: Mapping[str, Mapping[str, float | None]]) -> bool:

@@ -41,7 +41,9 @@ class Arguments:
             "forgotten if unset."
         },
     )
-    evaluate: bool = field(default=True, metadata={"help": "Measure accuracies before and after."})
+    evaluate: bool = field(
+        default=True, metadata={"help": "Accuracies before and after: measure them, or not (no_evaluate)."}
+    )
     json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout and nothing else."})
     overwrite: bool = field(default=False, metadata={"help": "Write over a model in the output folder."})
     image_column: str | None = field(default=None, metadata={"help": "The column with the images."})

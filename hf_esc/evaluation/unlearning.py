@@ -22,7 +22,7 @@ from ..data import ImageData
 from ..errors import DataError, LabelError, ModelError, ProbeError
 from ..fingerprints import weights_sha256
 from ..labels import erased_labels
-from ..ledger import label_names
+from ..ledger import edits_weights, label_names
 from ..loading import load_processor
 from ..random_network import RANDOM_SEED, random_network
 from ..remap_factor import RemapFactor
@@ -49,6 +49,8 @@ from .zrf import zero_retrain_forgetting
 
 # Names of columns, in the order of a report.
 MODEL, ORIGINAL, RETRAIN, RANDOM = "model", "original", "retrain", "random"
+# In place of the original where the weights inside were edited: with its projection off, a file is what that left.
+WITHOUT = "no projection"
 
 
 def evaluate_unlearning(
@@ -72,10 +74,11 @@ def evaluate_unlearning(
     What is left of forgotten classes or images in a model, beside the models that give each number its meaning.
 
     Beside the model under test stand the original (of an [`ESCModel`], the same file with the projection off, unless
-    another is given), a retrained model where one is given, and a randomly initialised network of the same
-    architecture, made on the spot: what anyone can learn from the pictures. Each runs over the data once; everything
-    is measured on what that leaves. (With another original, an erased model runs over it once more with its projection
-    off where an attack or the gate of a remap asks for that.)
+    another is given or its weights were edited too: then that column is called `no projection`), a retrained model
+    where one is given, and a randomly initialised network of the same architecture, made on the spot: what anyone can
+    learn from the pictures. Each runs over the data once; everything is measured on what that leaves. (With another
+    original, an erased model runs over it once more with its projection off where an attack or the gate of a remap
+    asks for that.)
 
     Args:
         model (`PreTrainedModel`): The model under test.
@@ -147,7 +150,9 @@ def evaluate_unlearning(
         """A network with its projection off."""
         without = replace(columns[name], projected=False)
         # A network without a projection, or with it off, was seen so already; so was, mostly, the original.
-        seen_so = name if not columns[name].is_erased else ORIGINAL if columns.get(ORIGINAL) == without else None
+        if not columns[name].is_erased:
+            return seen[name]
+        seen_so = next((other for other, column in columns.items() if column == without), None)
         return seen[seen_so] if seen_so else look(f"{name}-stripped", without)
 
     def attacked(attack: AttackName, name: str, parts: tuple[Part, Part]) -> AttackResult | None:
@@ -354,7 +359,8 @@ def _columns(model, references: dict[str, Any], data: ImageData, processor: Any)
     if ORIGINAL in references:
         columns[ORIGINAL] = reference(references.pop(ORIGINAL))
     elif model.config.model_type == "esc":
-        columns[ORIGINAL] = _Column(model, own, projected=False)
+        edited = any(map(edits_weights, model.config.erasures))
+        columns[WITHOUT if edited else ORIGINAL] = _Column(model, own, projected=False)
     if RETRAIN in references:
         columns[RETRAIN] = reference(references.pop(RETRAIN))
     columns |= {name: reference(network) for name, network in references.items()}

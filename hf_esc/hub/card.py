@@ -179,6 +179,7 @@ def _section(
     untouched: bool,
 ) -> str:
     ledger = config.erasures
+    what = "these images" if all(record.get("scenario") == "images" for record in ledger) else "the class"
     names = _union(*([str(name) for name in record.get("labels") or []] for record in ledger))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False, keep_trailing_newline=False)
     in_front = config.model_type == ESCConfig.model_type
@@ -195,9 +196,10 @@ def _section(
         left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
         table=report.markdown() if report is not None else "",
         figure=figure,
-        threat=_threat(report, in_front=in_front, edited=any(map(edits_weights, ledger))),
+        threat=_threat(report, what=what, in_front=in_front, edited=any(map(edits_weights, ledger))),
         images_alone=all(record.get("scenario") == "images" for record in ledger),
         edited=any(map(edits_weights, ledger)),
+        several=any(map(edits_weights, ledger[1:])) and report is None,
         accuracies={escaped(name): f"{value:.1f}" for name, value in (accuracies or {}).items()},
         redacted=redacted,
         untouched=untouched,
@@ -251,11 +253,11 @@ def _bound(report: UnlearningReport | None) -> str:
     return f": {' and '.join(f'{share:.1f} %' for share in missed)} of the forget test images"
 
 
-def _threat(report: UnlearningReport | None, *, in_front: bool, edited: bool) -> dict[str, str]:
-    """Who can recover what: a line each, with the numbers of the report where there is one."""
+def _threat(report: UnlearningReport | None, *, what: str, in_front: bool, edited: bool) -> dict[str, str]:
+    """Who can recover `what`: a line each, with the numbers of the report where there is one."""
     lines = {
         "predictions": "sees what the head says, which was not measured here.",
-        "features": "a probe that is trained to the end on them reads the class as before after ESC and ESC-T, and "
+        "features": "a probe that is trained to the end on them reads {what} as before after ESC and ESC-T, and "
         "what the gate misses of it after remap, in all that was measured with such maps; here it was not measured.",
         "file": "takes the projection off, and has "
         + ("what was there before it." if edited else "the original model."),
@@ -263,9 +265,11 @@ def _threat(report: UnlearningReport | None, *, in_front: bool, edited: bool) ->
     if not in_front:
         lines["features"] = (
             "editing weights moves the head's answers. What a probe that is trained to the end on the features still "
-            "reads of the class was not measured here, and it may be all of it."
+            f"reads of {what} was not measured here, and it may be all of it."
         )
         lines["file"] = "can train it on, and a few images of the class may be enough to bring it back."
+        if what != "the class":
+            lines["file"] = "can train it on with these images, where they are at hand."
     if report is None:
         return lines
     found, original = report.models["model"], report.models.get("original")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -54,13 +55,15 @@ def copy_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def unchanged_predictions(before: Tensor, after: Tensor, labels: Tensor, *, by_label: bool) -> Unchanged:
-    """Which of the forget images were right and still are, as [`Unchanged`] counts them."""
-    right = before == labels
-    same = right & (after == before)
-    shares = None
-    if by_label:
-        shares = {label: same[labels == label].double().mean().item() for label in labels.unique().tolist()}
-    return Unchanged(same.double().mean().item(), shares, right.double().mean().item())
+    """
+    Which of the forget images are classified as their labels say now, whatever was before: training can also teach
+    what it should make forget. Where images are forgotten and no class, those that were right and still are.
+    """
+    right, still = before == labels, after == labels
+    if not by_label:
+        return Unchanged((right & still).double().mean().item(), None, right.double().mean().item())
+    shares = {label: still[labels == label].double().mean().item() for label in labels.unique().tolist()}
+    return Unchanged(still.double().mean().item(), shares, right.double().mean().item())
 
 
 def not_finite(model: PreTrainedModel, logits: Tensor) -> str | None:
@@ -72,16 +75,16 @@ def not_finite(model: PreTrainedModel, logits: Tensor) -> str | None:
     return None if torch.isfinite(logits).all() else "the logits of forget images are not finite"
 
 
-def warn_of_unchanged(unchanged: Unchanged, method: str, advice: str) -> None:
+def warn_of_unchanged(config: Any, labels: Iterable[int], unchanged: Unchanged, method: str, advice: str) -> None:
     """Warn where a class was not forgotten, and say what to do, or where nothing tells."""
     if unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
-        warnings.warn(cannot_be_seen(unchanged.right_before), IncompleteErasureWarning, stacklevel=4)
+        warnings.warn(cannot_be_seen(config, labels, unchanged.right_before), IncompleteErasureWarning, stacklevel=4)
         return
     if unchanged.worst > MOST_UNCHANGED:
         worst = "" if len(unchanged.by_label or ()) < 2 else f", and {unchanged.worst:.1%} of those of a class,"
         warnings.warn(
-            f"The erasure is incomplete: after {method}, {unchanged.share:.1%} of the forget images{worst} are still "
-            f"classified as their labels say. {advice}",
+            f"The erasure is incomplete: after {method}, {unchanged.share:.1%} of the forget images{worst} are "
+            f"classified as their labels say ({unchanged.right_before:.1%} before). {advice}",
             IncompleteErasureWarning,
             stacklevel=4,
         )

@@ -138,7 +138,7 @@ def fisher_forgetting(
     )
     student.config.erasures = [*getattr(model.config, "erasures", []), record]
     if scenario == "classes":
-        warn_of_unchanged(unchanged, "fisher", "Take a larger `alpha`, or another method.")
+        warn_of_unchanged(model.config, labels, unchanged, "fisher", "Take a larger `alpha`, or another method.")
     return student
 
 

@@ -351,7 +351,11 @@ class UnlearningTrainer(SafetensorsTrainer):
         self._erased = True
         if of_classes:
             warn_of_unchanged(
-                unchanged, self.method, "Train longer, with a larger `learning_rate`, or take another method."
+                self.teacher.config,
+                self.forget_labels.tolist(),
+                unchanged,
+                self.method,
+                "Train longer, with a larger `learning_rate`, or take another method.",
             )
 
     def _data(self) -> str:
