@@ -32,7 +32,7 @@ REFERENCES = ("original", "retrain", "random")
 # What a row trains on or looks at besides the images to forget.
 READS_RETAIN = ("remap", "finetune", "l1-sparse", "scrub", "salun", "neg-grad-plus", "bad-teacher", "fisher")
 # What makes a trial shorter than a run.
-_SHORTER = {"num_train_epochs": "epochs", "num_images": "images"}
+_SHORTER = {"num_train_epochs": "epoch", "num_images": "image"}
 Row = dict[str, Any]
 
 
@@ -265,7 +265,9 @@ def tuning() -> str:
                 cells.append(f"gap {chosen['gap']:.1f}" if "gap" in chosen else f"{chosen['hm']:.1f}")
             name = file.stem.removesuffix("-random")
             first = f"`embedded/{name}`{', random images' if name != file.stem else ''}" if not number else ""
-            shorter = ", ".join(f"{value} {_SHORTER[name]}" for name, value in entry["shorter"].items())
+            shorter = ", ".join(
+                f"{value} {_SHORTER[name]}{'s' * (value > 1)}" for name, value in entry["shorter"].items()
+            )
             trials = f"{len(entry['trials'])}{f' of {shorter}' if shorter else ''}"
             lines.append([first, _title(method), entry["tuned"], cells[0], trials, *cells[1:]])
     return table(["model", "method", "tuned", "chosen", "trials", "D_f", "D_r", "HM, or gap to Retrain"], lines)

@@ -179,7 +179,7 @@ def test_a_class_that_comes_back_is_said(hf_esc, silent, few, tmp_path, monkeypa
     code, out, err = hf_esc("erase", silent, *arguments, "--output", tmp_path / "gone")
     assert code == 0, err
     assert (
-        "Trouser, which an earlier request erased (training / test images): 0.00 % / 0.00 % before, 0.00 % / 0.00 % after."
+        "which an earlier request erased (training / test images): 0.00 % / 0.00 % before, 0.00 % / 0.00 % after."
         in out
     )
     assert "BROUGHT BACK" not in out

@@ -19,7 +19,12 @@ RESNET |= {("fisher", name): {"D_f", "D_rt"} for name in CLASSES}
 ALL_CNN = {("delete", name): {"D_rt"} for name in ("Trouser", "Bag")}
 ALL_CNN |= {(method, name): {"D_rt"} for method in ("neg-grad", "random-label") for name in CLASSES}
 ALL_CNN |= {("boundary-shrink", name): {"D_rt"} for name in ("Trouser", "Bag")}
-MISSED = {"table1-resnet": RESNET, "table1-all-cnn": ALL_CNN}
+ALL_CNN |= {("scrub", "Trouser"): {"D_rt"}, ("fisher", "Trouser"): {"D_f", "D_rt"}}
+VIT = {(method, name): {"D_rt"} for method in ("delete", "boundary-shrink") for name in ("Trouser", "Bag")}
+VIT |= {(method, name): {"D_rt"} for method in ("neg-grad", "random-label") for name in CLASSES}
+VIT |= {("random-label", "Bag"): {"D_f", "D_rt"}, ("neg-grad-plus", "Trouser"): {"D_f"}}
+VIT |= {("fisher", "Trouser"): {"D_f", "D_rt"}}
+MISSED = {"table1-resnet": RESNET, "table1-all-cnn": ALL_CNN, "table1-vit": VIT}
 
 
 def after(experiment: str, label: str, name: str, key: str) -> float:
