@@ -241,7 +241,7 @@ def test_auto_takes_the_smallest_rank_that_is_enough_behind_a_mask(after, forget
     [_, rank] = ranks(enough)
     assert rank > 1
     assert max(enough.config.erasures[-1]["unchanged_by_label"]) <= 0.1
-    with pytest.warns(IncompleteErasureWarning, match=rf"`rank={rank}` \(or "):
+    with pytest.warns(IncompleteErasureWarning, match=rf"A rank of {rank} \(or "):
         forget(masked, "esc", BAG, SNEAKER, rank=rank - 1)
 
 
