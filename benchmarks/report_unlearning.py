@@ -91,17 +91,21 @@ def _everywhere(rows: list[Row]) -> list[Row]:
     return [row for row in rows if of[row["label"]] == of["original"]]
 
 
+def _reads(label: str) -> str:
+    """Which images a method looks at."""
+    return "" if label in REFERENCES else "forget + retain" if label in READS_RETAIN else "forget"
+
+
 def table1(experiment: str) -> str:
     """What the head says."""
     rows = _everywhere(rows_of(experiment))
     lines = []
     for label in labels_of(rows):
         own = [row for row in rows if row["label"] == label]
-        reads = "" if label in REFERENCES else "forget + retain" if label in READS_RETAIN else "forget"
         worst = max((row["accuracies"]["forget_test"] for row in own if "error" not in row), default=None)
         cells = [average(own, head(key)) for key in SIX]
         cells += [average(own, lambda row: row["membership"]), "-" if worst is None else f"{worst:.1f}"]
-        lines.append([_title(label), reads, _runs(own), *cells])
+        lines.append([_title(label), _reads(label), _runs(own), *cells])
     header = ["method", "images", "classes × seeds", *SIX_TITLES, "MIA", "largest D_ft"]
     return table(header, lines)
 
@@ -125,11 +129,10 @@ def one_class(experiment: str, request: Sequence[str] = ("Trouser",), seed: int 
     lines = []
     for label in labels_of(rows):
         own = [row for row in rows if row["label"] == label]
-        reads = "" if label in REFERENCES else "forget + retain" if label in READS_RETAIN else "forget"
         cells = [average(own, head(key)) for key in SIX]
         for name in ("paper", "converged"):
             cells += [average(own, probe(name, key)) for key in ("forget_test", "retain_test")]
-        lines.append([_title(label), reads, *cells])
+        lines.append([_title(label), _reads(label), *cells])
     probes = [f"{name}: {title}" for name in ("paper", "converged") for title in ("D_ft", "D_rt")]
     return table(["method", "images", *SIX_TITLES, *probes], lines)
 

@@ -248,7 +248,9 @@ def run_experiment(
             reference = subject.reference(method["method"], flat(requests)) if method["method"] in REFERENCES else None
             weights = weights_sha256(reference[0]) if reference else None
             if not again and all(
-                rows.get(row, {}).get("key") == key and weights in (None, rows[row].get("weights_sha256"))
+                rows.get(row, {}).get("key") == key
+                and not rows[row].get("stale")
+                and weights in (None, rows[row].get("weights_sha256"))
                 for row, key, _ in steps
             ):
                 continue
@@ -259,8 +261,8 @@ def run_experiment(
                 if method["method"] in REFERENCES:
                     if reference is None:
                         print(f"{name} {row}: no reference; see --retrain", file=sys.stderr)
-                        if row in rows:  # of other images or settings than these: no reference of the others
-                            rows[row]["stale"] = True
+                        if row in rows:  # one of other images or settings than these is no reference of theirs
+                            rows[row]["stale"] = rows[row]["key"] != key
                             write(file, read(file) | {"rows": rows})
                         continue
                     made |= {"weights_sha256": weights} | subject.row(reference[0], label, so_far, seed, reference[1])

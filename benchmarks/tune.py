@@ -153,9 +153,9 @@ def accuracy(model: PreTrainedModel, images: Dataset, processor, data: ImageData
 def best(trials: list[dict[str, Any]]) -> float | None:
     """The value of the most merit, the smaller of two that are equal; None where all diverged."""
     good = [trial for trial in trials if "error" not in trial]
-    return (
-        min(good, key=lambda trial: (trial.get("gap", -trial.get("hm", 0)), trial["value"]))["value"] if good else None
-    )
+    if not good:
+        return None
+    return min(good, key=lambda trial: (trial["gap"] if "gap" in trial else -trial["hm"], trial["value"]))["value"]
 
 
 def _rounded(value: float) -> float:
@@ -167,18 +167,12 @@ def tune(
 ) -> None:
     """Run the trials of each method that are not in the file yet."""
     processor = load_processor(model)
-    weights, images = weights_sha256(model), images_sha256(data)
+    common = {"weights": weights_sha256(model), "images": images_sha256(data), "forget": task.request}
 
     def subject(method: str) -> dict[str, Any]:
         """What all trials of a method have in common."""
         own = {"settings": MORE.get(method, {}) | task.settings, "target": task.target and list(task.target)}
-        return {
-            "weights": weights,
-            "images": images,
-            "forget": task.request,
-            "shorter": shorter(method, epochs),
-            **{name: value for name, value in own.items() if value},
-        }
+        return common | {"shorter": shorter(method, epochs)} | {name: value for name, value in own.items() if value}
 
     def keep(method: str, trials: list[dict[str, Any]], chosen: float | None) -> None:
         entry = {"tuned": tuned_name(method), "best": chosen, **subject(method), "trials": trials}

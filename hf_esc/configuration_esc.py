@@ -23,12 +23,12 @@ class ESCConfig(PretrainedConfig):
         erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `scenario` (what was to be
             forgotten: `"classes"`, also where it is not there, or `"images"` of classes that stay), `p`, `rank`,
             `per_class`, `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the
-            forget images whose prediction stayed, of a sample of `unchanged_of`), `unchanged_by_label`, `right_before`
-            (share that had the prediction of its label before), `versions` and `date`;
-            `projection_sha256` and `base_sha256`, fingerprints of all projections after it and of the classifier
-            inside (where weights were edited, of what they were before); `base` and `base_revision`, where that came
-            from on the Hub; for `esc-t` the settings and the end
-            of the training too, see [`ESCTTrainer`].
+            forget images whose prediction stayed, of a sample of `unchanged_of`; where weights were edited, share that
+            is right after it), `unchanged_by_label`, `right_before` (share that had the prediction of its label
+            before), `versions` and `date`; `projection_sha256` and `base_sha256`, fingerprints of all projections
+            after it and of the classifier inside (where weights were edited, of what they were before); `base` and
+            `base_revision`, where that came from on the Hub; for `esc-t` the settings and the end of the training too,
+            see [`ESCTTrainer`].
 
     Raises:
         CheckpointError: If `base_config` or `sites` is missing, or there is not one list of factors for each site.

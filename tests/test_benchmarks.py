@@ -116,6 +116,9 @@ def test_the_row_of_another_reference_is_made_anew(clothes, here, tmp_path):
     assert rows_after(dataclasses.replace(made, probes=["paper"]), here)["retrain/Trouser/seed=0"] == row | {
         "stale": True
     }
+    # With the probes of before it is one again, and so it is where it alone is asked for anew.
+    assert not rows_after(made, here)["retrain/Trouser/seed=0"]["stale"]
+    assert not rows_after(made, here, again=["retrain"])["retrain/Trouser/seed=0"]["stale"]
 
 
 def test_a_run_that_is_killed_goes_on_with_the_row_that_is_missing(clothes, here, calls, monkeypatch):

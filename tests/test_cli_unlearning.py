@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import json
+import re
 import shutil
 
 import pytest
@@ -266,6 +267,38 @@ def test_an_original_of_other_weights_than_the_ledgers_is_told(hf_esc, erase, fe
     code, _, err = hf_esc(*options, tmp_path / "out")  # itself
     assert code == 0
     assert "does not have the weights that" in err
+
+
+def test_with_its_projection_off_an_edited_model_is_not_the_original(hf_esc, silent, clothes, tmp_path):
+    common = ("--dataset", clothes, "--forget", "Bag")
+    code, _, err = hf_esc("erase", silent, *common, "--output", tmp_path / "out", "--no-evaluate")
+    assert code == 0, err
+    for probes in (("--probes", "none"), ("--seeds", "1")):
+        look = ("evaluate", tmp_path / "out", *common, "--json", *probes)
+        columns = {}
+        for given in ((), ("--original", "embedded/resnet")):
+            code, out, err = hf_esc(*look, *given)
+            assert (code, "Name that with `--original MODEL`" in err) == (0, not given)
+            found = json.loads(out)
+            columns[given] = list(found["models"] if "models" in found else found["accuracies"])
+        assert "no projection" in columns[()]
+        assert "original" not in columns[()]
+        assert "original" in columns["--original", "embedded/resnet"]
+        assert "no projection" not in columns["--original", "embedded/resnet"]
+
+
+def test_what_the_others_lost_and_what_cannot_be_seen_is_said(hf_esc, silent, clothes, tmp_path):
+    hard = ("--method", "random-label", "--learning-rate", "0.1", "--epochs", "5")
+    code, out, _ = hf_esc("erase", "embedded/resnet", "--dataset", clothes, *FORGET, "--output", tmp_path / "a", *hard)
+    assert code == 0
+    assert re.search(r"The other classes lost \d+\.\d points of accuracy\.", out)
+    # Trouser again, of which the head says nothing already.
+    code, out, err = hf_esc("erase", silent, "--dataset", clothes, *FORGET, "--output", tmp_path / "b")
+    assert code == 0
+    assert "NOTHING TO BE SEEN." in out
+    assert "NOT ERASED WHOLE" not in out
+    assert "The other classes lost" not in out
+    assert "The ledger says that Trouser was erased before" in " ".join(err.split())
 
 
 def test_a_class_that_cannot_be_looked_at_is_not_taken_for_gone(hf_esc, silent, few, tmp_path):

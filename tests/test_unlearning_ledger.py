@@ -15,6 +15,7 @@ from hf_esc.hub.card import BEGIN, EDITED_TEMPLATE, card_text
 from hf_esc.hub.redaction import redacted_config
 from hf_esc.labels import erased_labels
 from hf_esc.unlearning import fisher_forgetting
+from hf_esc.unlearning.checks import unchanged_predictions
 from hf_esc.verification import verify
 
 from . import test_card
@@ -253,3 +254,53 @@ def test_it_loads_with_its_ledger(edited, tmp_path):
     [check] = verify(tmp_path / "stripped")
     assert check.passed is False
     assert all(torch.equal(value, edited.state_dict()[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_card_without_an_evaluation_promises_no_numbers(edited):
+    erased = in_front(edited, "esc")
+    for model in (edited, erased):
+        found = section(card(model))
+        assert "Not evaluated" in found
+        assert not any(words in found for words in ("with numbers", "numbers below"))
+        assert "--original MODEL" in found
+    # Numbers of a mean can be below the bar; those of an erasure that is not whole are said to be in the table.
+    left = card(trained("delete", learning_rate=1e-9, num_train_epochs=1).model)
+    assert "as the table below shows." in section(left)
+
+
+def test_the_card_of_images_names_no_class_and_a_command_that_can_work():
+    sets = [pictures(label, 4) for label in range(4)]
+    edited = trained("finetune", forget=sets, retain=[pictures(0, 4, seed=1)], scenario="images", num_train_epochs=1)
+    erased = erase(learnt(), sets, rank=1, scenario="images")
+    for model in (edited.model, erased):
+        found = section(card(model))
+        assert "--forget-indices ROWS" in found
+        assert "does not say which images they were" in found
+        assert "the class" not in found
+        assert "hidden from the head" not in found
+
+
+def test_what_an_earlier_edit_left_is_not_claimed_after_a_later_one(edited):
+    again = trained("delete", edited, [pictures(2, 24)], **RUN).model
+    words = "What an earlier line left was not looked at again"
+    assert words in section(card(again))
+    assert words not in section(card(edited))
+    assert words not in section(card(in_front(edited, "esc")))  # a projection comes after it and edits nothing
+    assert words not in section(card(again, report=replace(test_card.report(), forget=["shade 1"])))
+
+
+def test_what_a_training_has_taught_counts_as_left():
+    before, after, labels = torch.tensor([0, 1, 2, 1]), torch.tensor([1, 1, 2, 0]), torch.tensor([1, 1, 2, 2])
+    found = unchanged_predictions(before, after, labels, by_label=True)
+    assert (found.share, found.by_label, found.right_before) == (0.75, {1: 1.0, 2: 0.5}, 0.5)
+    # Of single images only what was right before can be left.
+    assert unchanged_predictions(before, after, labels, by_label=False).share == 0.5
+
+
+def test_a_class_that_the_ledger_names_is_said_to_be_erased_before(edited):
+    with pytest.warns(IncompleteErasureWarning, match="The ledger says that shade 1 was erased before"):
+        erase(edited, [pictures(1, 24)], rank=1)
+    blank = copy.deepcopy(edited)
+    blank.config.erasures = []
+    with pytest.warns(IncompleteErasureWarning, match="Were they erased before, or are the labels"):
+        erase(blank, [pictures(1, 24)], rank=1)

@@ -109,9 +109,7 @@ def evaluate(
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
     from ..data import load_images
-    from ..fingerprints import weights_sha256
     from ..labels import erased_labels
-    from ..ledger import base_on_the_hub, edits_weights
     from ..loading import load_classifier
 
     classifier: Any = load_classifier(
@@ -121,27 +119,9 @@ def evaluate(
     request = wish.found_in(data, classifier.config) if wish else None
     if request is None and not erased_labels(classifier.config):
         raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")
-    ledger = getattr(classifier.config, "erasures", [])
-    base, base_revision = base_on_the_hub(classifier.config)
-    before = retrained = None
-    if original is not None:
-        # The ledger says which commit of its base it is of.
-        at = {"revision": base_revision} if original == base and base_revision else {}
-        before = load_classifier(original, device=device, trust_remote_code=trust_remote_code, **at)
-        if ledger and ledger[0].get("base_sha256") not in (None, weights_sha256(before)):
-            typer.echo(
-                f"Warning: {original} does not have the weights that {model} was made from, by the fingerprint in its "
-                "ledger: in another precision, or another model.",
-                err=True,
-            )
-    elif any(map(edits_weights, ledger)):
-        typer.echo(
-            f"Warning: the weights of {model} were edited, and it does not hold what they were before. Name that with "
-            f"`--original {base or 'MODEL'}`: it is the reference of each number here.",
-            err=True,
-        )
-    if reference is not None:
-        retrained = load_classifier(reference, device=device, trust_remote_code=trust_remote_code)
+    loading: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
+    before = _original(original, model, classifier, **loading)
+    retrained = load_classifier(reference, **loading) if reference is not None else None
     if chosen:
         from ..evaluation.unlearning import ORIGINAL, RETRAIN, evaluate_unlearning
 
@@ -186,6 +166,39 @@ def evaluate(
     forgotten = ", ".join(map(str, request.names)) or f"{len(rows or ())} training images"
     typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
     typer.echo(accuracy_table(results))
+
+
+def _original(name: str | None, model: str, classifier: Any, **options: Any) -> Any:
+    """
+    What `--original` names, None where it is not given.
+
+    A warning where it is not what the ledger says that the model was made from, or where it is missing and nothing in
+    the file can stand for it.
+    """
+    from ..fingerprints import weights_sha256
+    from ..ledger import base_on_the_hub, edits_weights
+    from ..loading import load_classifier
+
+    ledger = getattr(classifier.config, "erasures", [])
+    base, revision = base_on_the_hub(classifier.config)
+    if name is None:
+        if any(map(edits_weights, ledger)):
+            typer.echo(
+                f"Warning: the weights of {model} were edited, and it does not hold what they were before. Name that "
+                f"with `--original {base or 'MODEL'}`: it is the reference of each number here.",
+                err=True,
+            )
+        return None
+    # The ledger says which commit of its base it is of.
+    at = {"revision": revision} if name == base and revision else {}
+    before = load_classifier(name, **options, **at)
+    if ledger and ledger[0].get("base_sha256") not in (None, weights_sha256(before)):
+        typer.echo(
+            f"Warning: {name} does not have the weights that {model} was made from, by the fingerprint in its ledger: "
+            "in another precision, or another model.",
+            err=True,
+        )
+    return before
 
 
 def _names(value: str, there_are: Sequence[str], kind: str) -> list[str]:

@@ -102,7 +102,8 @@ def print_erasure(
         )
     if loss := _loss(before, after):
         typer.echo(f"The other {'images' if of_images else 'classes'} lost {loss:.1f} points of accuracy.")
-    if incomplete and (record.get("right_before") or 0) < MOST_UNCHANGED:
+    right_before = record.get("right_before")  # None where the images had no labels
+    if incomplete and right_before is not None and right_before < MOST_UNCHANGED:
         typer.echo(f"NOTHING TO BE SEEN. {incomplete[-1]}")
     elif incomplete:
         typer.echo(f"NOT ERASED WHOLE. {incomplete[-1]}")

@@ -99,10 +99,10 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
 
 def pixels_of(model: Any, batch: Mapping[str, Tensor]) -> str:
     """Which tensor of a batch is the images: a model's main input can have another name than a processor gives it."""
+    if model.main_input_name in batch:
+        return model.main_input_name
     images = [name for name, value in batch.items() if value.is_floating_point() and value.dim() == 4]
-    if model.main_input_name in batch or len(images) != 1:
-        images = [model.main_input_name] if model.main_input_name in batch else []
-    if not images:
+    if len(images) != 1:
         raise ModelError(f"Which of {', '.join(batch)} are the pixels for {type(model).__name__} cannot be told.")
     return images[0]
 

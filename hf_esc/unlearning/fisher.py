@@ -82,7 +82,7 @@ def fisher_forgetting(
         DivergenceError: If gradients, or what the noise leaves, are not finite.
 
     Warns:
-        IncompleteErasureWarning: If more than 10 % of the forget images of a class were right and still are.
+        IncompleteErasureWarning: If more than 10 % of the forget images of a class are right after it.
     """
     for name, value in {"alpha": alpha, "floor": floor, "batch_size": batch_size, "num_images": num_images}.items():
         if value is not None and not 0 < value < math.inf:

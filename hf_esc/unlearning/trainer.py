@@ -79,8 +79,8 @@ class UnlearningTrainer(SafetensorsTrainer):
             other settings. A run goes on as it began, and to the same weights as if it had not been stopped.
 
     Warns:
-        IncompleteErasureWarning: By `train()`, if more than 10 % of the forget images of a class were classified right
-            and still are.
+        IncompleteErasureWarning: By `train()`, if more than 10 % of the forget images of a class are classified right
+            after it, or less than that were before.
     """
 
     method: ClassVar[str]
