@@ -11,8 +11,8 @@ import transformers
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches, load_images
 from hf_esc.errors import IncompleteErasureWarning
-from hf_esc.forget_features import ForgetFeatures
 from hf_esc.loading import load_classifier, load_processor
+from hf_esc.training.feature_store import ForgetFeatures
 
 # No checkpoints, logs or bars, and no accelerator.
 QUIET = {"use_cpu": True, "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}

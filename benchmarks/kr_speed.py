@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from hf_esc.data import image_batches, load_images
 from hf_esc.evaluation.knowledge_retention import accuracies_of, share_of
-from hf_esc.features import stream_features
-from hf_esc.sites import find_sites
+from hf_esc.features.sites import find_sites
+from hf_esc.features.stream import stream_features
 
 EPOCHS, BATCH, LEARNING_RATE = 10, 64, 1e-3
 FORGET = 1

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from hf_esc import ESCTTrainer, ESCTTrainingArguments, erase
 from hf_esc.data import ImageData
+from hf_esc.data.labelled_images import file_fingerprints
+from hf_esc.erasure.remap import remap
 from hf_esc.errors import IncompleteErasureWarning
-from hf_esc.remapping import remap
 from hf_esc.unlearning import METHODS, fisher_forgetting
-from hf_esc.unlearning.images import file_fingerprints
 
 QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
 # What each method reads of the images. The paper compares ESC with those that do without retain images.

@@ -40,12 +40,12 @@ from transformers import (
 import hf_esc
 from hf_esc import AllCNNConfig, AllCNNForImageClassification, SecondMoment, erase, find_sites, principal_directions
 from hf_esc.data import image_batches, load_images
-from hf_esc.factors import MaskedFactor
-from hf_esc.features import stream_features
+from hf_esc.erasure.remap import remap
+from hf_esc.features.sites import SiteGroup
+from hf_esc.features.stream import stream_features
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.remap_factor import RemapFactor
-from hf_esc.remapping import remap
-from hf_esc.sites import SiteGroup
+from hf_esc.modeling.factors import MaskedFactor
+from hf_esc.modeling.remap_factor import RemapFactor
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 

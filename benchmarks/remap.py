@@ -23,14 +23,14 @@ from torch import Tensor
 
 from hf_esc.data import image_batches, load_images
 from hf_esc.embedded import embedded_models
+from hf_esc.erasure.remap import remap
 from hf_esc.evaluation.knowledge_retention import accuracies_of, retention_of, share_of
 from hf_esc.evaluation.model_features import SplitFeatures, model_features
 from hf_esc.evaluation.probes import PROBES, train_probe
-from hf_esc.features import stream_features
+from hf_esc.features.sites import find_sites
+from hf_esc.features.stream import stream_features
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.remap_factor import RemapFactor
-from hf_esc.remapping import remap
-from hf_esc.sites import find_sites
+from hf_esc.modeling.remap_factor import RemapFactor
 
 RESULTS = Path(__file__).parent / "results" / "remap.json"
 CLASSES, SEEDS = ("Trouser", "Shirt", "Bag"), (0, 1, 2)

@@ -40,9 +40,8 @@ from hf_esc.errors import HfEscError
 from hf_esc.evaluation.differences import class_similarity, weight_differences
 from hf_esc.evaluation.model_features import ModelFeatures, model_features
 from hf_esc.evaluation.unlearning import measure
-from hf_esc.fingerprints import weights_sha256
-from hf_esc.loading import load_classifier, load_processor
-from hf_esc.random_network import random_network
+from hf_esc.loading import load_classifier, load_processor, random_network
+from hf_esc.modeling.fingerprints import weights_sha256
 
 HERE = Path(__file__).parent
 

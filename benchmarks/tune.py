@@ -36,9 +36,9 @@ from transformers.utils import logging
 from hf_esc.data import ImageData, image_channels, load_images
 from hf_esc.errors import DivergenceError
 from hf_esc.evaluation.accuracy import harmonic_mean
-from hf_esc.features import model_inputs
-from hf_esc.fingerprints import weights_sha256
+from hf_esc.features.stream import model_inputs
 from hf_esc.loading import load_classifier, load_processor
+from hf_esc.modeling.fingerprints import weights_sha256
 
 RESULTS = Path(__file__).parent / "results" / "tuning"
 COARSE = tuple(10.0**power for power in (-5, -4, -3, -2, -1))

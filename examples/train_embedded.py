@@ -39,7 +39,7 @@ from transformers import (
 
 from hf_esc.all_cnn import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.data import ImageData, image_batches, load_images
-from hf_esc.safetensors_trainer import SafetensorsTrainer
+from hf_esc.training.safetensors_trainer import SafetensorsTrainer
 
 IMAGE_SIZE = 28
 TRAIN_IMAGES_PER_CLASS, TEST_IMAGES_PER_CLASS = 700, 200

@@ -11,16 +11,16 @@ from .registration import register
 from .version import __version__
 
 _HOMES = {
-    "ESCConfig": "configuration_esc",
-    "ESCModel": "modeling_esc",
-    "ESCFeatureModel": "modeling_esc",
-    "ESCTTrainer": "trainer_esc_t",
-    "ESCTTrainingArguments": "training_args_esc_t",
-    "erase": "erasure",
-    "SecondMoment": "moments",
-    "principal_directions": "basis",
-    "SiteGroup": "sites",
-    "find_sites": "sites",
+    "ESCConfig": "modeling.configuration_esc",
+    "ESCModel": "modeling.modeling_esc",
+    "ESCFeatureModel": "modeling.modeling_esc",
+    "ESCTTrainer": "training.trainer_esc_t",
+    "ESCTTrainingArguments": "training.training_args_esc_t",
+    "erase": "erasure.esc",
+    "SecondMoment": "features.moments",
+    "principal_directions": "features.basis",
+    "SiteGroup": "features.sites",
+    "find_sites": "features.sites",
     "AllCNNConfig": "all_cnn",
     "AllCNNForImageClassification": "all_cnn",
     "HfEscError": "errors",
@@ -103,15 +103,15 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .all_cnn import AllCNNConfig, AllCNNForImageClassification
-    from .basis import principal_directions
-    from .configuration_esc import ESCConfig
-    from .erasure import erase
+    from .erasure.esc import erase
     from .errors import HfEscError
-    from .modeling_esc import ESCFeatureModel, ESCModel
-    from .moments import SecondMoment
-    from .sites import SiteGroup, find_sites
-    from .trainer_esc_t import ESCTTrainer
-    from .training_args_esc_t import ESCTTrainingArguments
+    from .features.basis import principal_directions
+    from .features.moments import SecondMoment
+    from .features.sites import SiteGroup, find_sites
+    from .modeling.configuration_esc import ESCConfig
+    from .modeling.modeling_esc import ESCFeatureModel, ESCModel
+    from .training.trainer_esc_t import ESCTTrainer
+    from .training.training_args_esc_t import ESCTTrainingArguments
     from .unlearning import (
         BadTeacherArguments,
         BadTeacherTrainer,

@@ -1,8 +1,9 @@
 """What can go wrong, by name. Each error is also the builtin that fits, so callers can catch either."""
 
-
-class HfEscError(Exception):
-    """Base of every error about what a user brings: data, labels, models, ranks, folders."""
+# Those that travel with checkpoints stand beside the code that raises them.
+from .modeling.errors import CheckpointError as CheckpointError
+from .modeling.errors import HfEscError as HfEscError
+from .modeling.errors import SiteError as SiteError
 
 
 class RankError(HfEscError, ValueError):
@@ -31,14 +32,6 @@ class NonFiniteError(HfEscError, ValueError):
 
 class ModelError(HfEscError, ValueError):
     """A model that cannot be loaded, or is no image classifier, or comes without a trained head or image processor."""
-
-
-class SiteError(HfEscError, ValueError):
-    """A model in which no classification head that reads features was found."""
-
-
-class CheckpointError(HfEscError, ValueError):
-    """A checkpoint whose projection is missing, damaged, or does not fit its configuration."""
 
 
 class MaskError(HfEscError, ValueError):

@@ -17,6 +17,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 from .embedded import resolve_model
 from .errors import HfEscError, ModelError
 
+# Of the network that reports are made with.
+RANDOM_SEED = 0
+
 
 def load_classifier(name: str | Path, *, device: str | torch.device | None = None, **kwargs) -> PreTrainedModel:
     """
@@ -80,6 +83,19 @@ def load_processor(model: PreTrainedModel) -> Any:
             f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass "
             f"`processor=`."
         ) from error
+
+
+def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
+    """A randomly initialised network of the architecture of `model`, of what is inside an [`ESCModel`]."""
+    base = model.model if model.config.model_type == "esc" else model
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            network = type(base)._from_config(base.config)
+        except (AttributeError, TypeError):
+            network = AutoModelForImageClassification.from_config(base.config)
+    first = next(model.parameters())
+    return network.to(first.device, first.dtype).eval()
 
 
 def hub_origin(config: Any) -> tuple[str, str | None] | None:

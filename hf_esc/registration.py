@@ -24,7 +24,7 @@ def _register_configs() -> None:
     from transformers import AutoConfig
 
     from .all_cnn.configuration_all_cnn import AllCNNConfig
-    from .configuration_esc import ESCConfig
+    from .modeling.configuration_esc import ESCConfig
 
     for config in (ESCConfig, AllCNNConfig):
         AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -34,8 +34,8 @@ def _register_models() -> None:
     from transformers import AutoModel, AutoModelForImageClassification
 
     from .all_cnn import AllCNNConfig, AllCNNForImageClassification
-    from .configuration_esc import ESCConfig
-    from .modeling_esc import ESCFeatureModel, ESCModel
+    from .modeling.configuration_esc import ESCConfig
+    from .modeling.modeling_esc import ESCFeatureModel, ESCModel
 
     _register_configs()
     AutoModel.register(ESCConfig, ESCFeatureModel, exist_ok=True)

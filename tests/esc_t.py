@@ -12,7 +12,7 @@ from hf_esc import ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches
 from hf_esc.errors import IncompleteErasureWarning
 from hf_esc.loading import load_processor
-from hf_esc.projection import MaskedFactor
+from hf_esc.modeling.projection import MaskedFactor
 
 TROUSER, BAG, BOOT = 1, 8, 9
 QUIET = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}

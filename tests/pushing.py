@@ -26,7 +26,8 @@ import contextlib, io, json, os, sys, traceback, warnings
 import evaluate, matplotlib.figure, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-import hf_esc.cli, hf_esc.hub.push, hf_esc.hub.space, hf_esc.loading, hf_esc.verification, hf_esc.evaluation.report
+import hf_esc.cli, hf_esc.hub.push, hf_esc.hub.space, hf_esc.loading, hf_esc.ledger.verification
+import hf_esc.evaluation.report
 import hf_esc.visualization.retention, hf_esc.cli.report
 from hf_esc import ESCModel, erase
 from hf_esc.errors import HfEscError, HubError

@@ -11,7 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 
 from hf_esc import ESCFeatureModel, ESCModel, erase, find_sites
 from hf_esc.errors import SiteError
-from hf_esc.outputs import logits_of
+from hf_esc.modeling.outputs import logits_of
 from tests.zoo import REFUSED, TIMM, ZOO, build_timm, timm_inputs
 
 # An incomplete erasure is expected of random weights, and volo's head (a maximum over tokens) cannot be tried alone.

@@ -6,8 +6,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 from hf_esc import ESCFeatureModel, ESCModel, ESCTTrainer, ESCTTrainingArguments
 from hf_esc.errors import MaskError, SiteError
-from hf_esc.outputs import logits_of
-from hf_esc.projection import product
+from hf_esc.modeling.outputs import logits_of
+from hf_esc.modeling.projection import product
 from tests.zoo import ZOO, timm_model
 
 # Each with another kind of head; the comments in `TIMM_FAST` of the zoo say which.

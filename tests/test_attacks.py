@@ -26,9 +26,8 @@ from hf_esc.evaluation.model_features import ModelFeatures, SplitFeatures, model
 from hf_esc.evaluation.probes import PROBES, train_probe
 from hf_esc.evaluation.report import ModelResult, UnlearningReport
 from hf_esc.evaluation.unlearning import evaluate_unlearning
-from hf_esc.features import hidden_features
-from hf_esc.loading import load_classifier, load_processor
-from hf_esc.random_network import random_network
+from hf_esc.features.stream import hidden_features
+from hf_esc.loading import load_classifier, load_processor, random_network
 
 from .pictures import NAMES, labelled
 from .tiny import batches, quietly, tiny

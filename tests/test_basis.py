@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_esc.basis import (
+from hf_esc.errors import NonFiniteError, RankError
+from hf_esc.features.basis import (
     check_rank,
     join_basis,
     principal_directions,
@@ -18,8 +19,7 @@ from hf_esc.basis import (
     remaining_directions,
     smallest_percentage,
 )
-from hf_esc.errors import NonFiniteError, RankError
-from hf_esc.moments import SecondMoment
+from hf_esc.features.moments import SecondMoment
 
 
 def features(n: int, d: int, seed: int) -> torch.Tensor:

@@ -15,8 +15,8 @@ from transformers import ViTImageProcessor as Processor
 
 from hf_esc.data import load_images
 from hf_esc.errors import DivergenceError
-from hf_esc.fingerprints import weights_sha256
 from hf_esc.loading import load_classifier, load_processor
+from hf_esc.modeling.fingerprints import weights_sha256
 
 from .tiny import tiny
 

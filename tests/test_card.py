@@ -13,7 +13,6 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from transformers import ViTConfig
 
-from hf_esc.configuration_esc import ESCConfig
 from hf_esc.errors import HubError
 from hf_esc.evaluation import Accuracies
 from hf_esc.evaluation.attacks import MEANINGS, AttackResult
@@ -22,6 +21,7 @@ from hf_esc.evaluation.membership import MembershipInference
 from hf_esc.evaluation.report import ModelResult, Retention, UnlearningReport
 from hf_esc.evaluation.zrf import ZeroRetrainForgetting
 from hf_esc.hub.card import BEGIN, END, TAGS, card_text, escaped
+from hf_esc.modeling.configuration_esc import ESCConfig
 
 from .hub import card_errors
 from .pictures import NAMES

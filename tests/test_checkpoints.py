@@ -17,8 +17,8 @@ from hf_esc import ESCFeatureModel, ESCModel, ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches
 from hf_esc.embedded import embedded_models
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling_esc import wrap
-from hf_esc.projection import LowRankFactor, MaskedFactor, product
+from hf_esc.modeling.modeling_esc import wrap
+from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, product
 
 TROUSER = 1
 WAYS = {

@@ -15,8 +15,8 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Re
 from hf_esc.cli.methods import EDITS, RETAIN, TRAINED, Method
 from hf_esc.cli.report import _is_back
 from hf_esc.data import load_images
-from hf_esc.fingerprints import weights_sha256
 from hf_esc.loading import load_classifier, load_processor
+from hf_esc.modeling.fingerprints import weights_sha256
 from hf_esc.unlearning import METHODS, DELETETrainer, UnlearningTrainer, fisher_forgetting
 from hf_esc.unlearning.neg_grad import NegGradTrainer
 

@@ -10,7 +10,7 @@ from hf_esc import ESCTTrainer, ESCTTrainingArguments, erase
 from hf_esc.data import image_batches
 from hf_esc.errors import ForgetSetError, IncompleteErasureWarning, LabelError, RankError
 from hf_esc.loading import load_processor
-from hf_esc.projection import LowRankFactor, MaskedFactor, product
+from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, product
 
 from .tiny import batches, images, quietly, ranks, tiny
 

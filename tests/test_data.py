@@ -8,7 +8,9 @@ from datasets.features import Array3D
 from PIL import Image as Pillow
 from transformers import ViTImageProcessor
 
-from hf_esc.data import find_image_column, find_label_column, image_batches, load_images, ready_batches
+from hf_esc.data import image_batches, load_images
+from hf_esc.data.batches import ready_batches
+from hf_esc.data.columns import find_image_column, find_label_column
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
 
 from .pictures import encoded, labelled, picture

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from hf_esc import ESCModel, ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches
-from hf_esc.forget_features import ForgetFeatures, SharesLoader
 from hf_esc.loading import load_classifier, load_processor
+from hf_esc.training.feature_store import ForgetFeatures, SharesLoader
 
 from .unlearning_process import SETTINGS as PROCESSES
 from .unlearning_process import run as unlearn

@@ -9,13 +9,9 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from hf_esc import ESCModel, erase
 from hf_esc.data import image_batches
-from hf_esc.errors import (
-    IncompleteErasureWarning,
-    LabelError,
-    RankError,
-)
+from hf_esc.errors import IncompleteErasureWarning, LabelError, RankError
+from hf_esc.features.sites import SiteGroup
 from hf_esc.loading import load_processor
-from hf_esc.sites import SiteGroup
 
 from .pictures import NAMES, labelled
 from .tiny import batches, images, quietly, ranks, tiny

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from hf_esc.all_cnn import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.errors import ForgetSetError, SiteError
-from hf_esc.features import FeatureBatch, FeatureSample, head_weights, site_outputs, stream_features
-from hf_esc.outputs import logits_of, pooled
-from hf_esc.sites import SiteGroup, find_sites
+from hf_esc.features.head import head_weights, site_outputs
+from hf_esc.features.sample import FeatureSample
+from hf_esc.features.sites import SiteGroup, find_sites
+from hf_esc.features.stream import FeatureBatch, stream_features
+from hf_esc.modeling.outputs import logits_of, pooled
 
 
 def stream(n: int, batch_sizes: list[int], labels: bool = True):

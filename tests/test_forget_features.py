@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_esc.data import image_batches
-from hf_esc.forget_features import FeatureCache, ForgetFeatures, SharesLoader
 from hf_esc.loading import load_processor
+from hf_esc.training.feature_store import FeatureCache, ForgetFeatures, SharesLoader
 
 from .esc_t import TROUSER, factor, made, record, rows, soft, trained
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_esc.erasure.remap import remap
 from hf_esc.evaluation.model_features import model_features
 from hf_esc.loading import load_processor
-from hf_esc.remapping import remap
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))

@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 
 from hf_esc import ESCModel, erase
 from hf_esc.data import image_batches, load_images
+from hf_esc.erasure.remap import remap
 from hf_esc.errors import DataError
 from hf_esc.evaluation.gate import THRESHOLDS, GateCurve, gate_curves
 from hf_esc.evaluation.model_features import ModelFeatures, SplitFeatures, model_features
 from hf_esc.evaluation.report import UnlearningReport
 from hf_esc.evaluation.unlearning import evaluate_unlearning, random_network
 from hf_esc.loading import load_processor
-from hf_esc.remap_factor import RemapFactor
-from hf_esc.remapping import remap
+from hf_esc.modeling.remap_factor import RemapFactor
 
 TROUSER, SANDAL, SHIRT, BAG = 1, 5, 6, 8
 QUICK = {"seeds": (0,), "device": "cpu", "batch_size": 200}

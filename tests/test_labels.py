@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_esc.data.labels import match_labels, model_label_names, resolve_labels
 from hf_esc.errors import LabelError
-from hf_esc.labels import match_labels, model_label_names, resolve_labels
 
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Ankle boot"]
 # ImageNet's style, with two classes called crane.

@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from hf_esc.features import head_weights, stream_features
-from hf_esc.masked_head import MaskedHead
-from hf_esc.projection import MaskedFactor
-from hf_esc.sites import SiteGroup
-from hf_esc.wrapping import wrapped_copy
+from hf_esc.erasure.wrapping import wrapped_copy
+from hf_esc.features.head import head_weights
+from hf_esc.features.sites import SiteGroup
+from hf_esc.features.stream import stream_features
+from hf_esc.modeling.projection import MaskedFactor
+from hf_esc.training.masked_head import MaskedHead
 
 from .tiny import batches, images, quietly, tiny
 from .zoo import ZOO, timm_model

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification, Trainer, TrainingArgum
 
 from hf_esc import ESCModel, erase
 from hf_esc.errors import CheckpointError, ModelError, SiteError
-from hf_esc.modeling_esc import wrap
+from hf_esc.modeling.modeling_esc import wrap
 from tests.tiny import ranks
 from tests.zoo import ZOO
 

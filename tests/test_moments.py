@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hf_esc.errors import NonFiniteError
-from hf_esc.moments import SecondMoment
+from hf_esc.features.moments import SecondMoment
 
 
 def features(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hf_esc.errors import CheckpointError
-from hf_esc.projection import LowRankFactor, MaskedFactor, Projection, build_factor, product
+from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, Projection, build_factor, product
 
 
 def orthonormal(d: int, k: int, seed: int = 0) -> torch.Tensor:

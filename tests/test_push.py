@@ -25,7 +25,7 @@ from .pushing import ROOT, erased_vit, forget_set, put, report_of, tiny_vit
 from .test_checkpoints import WITHOUT_HF_ESC
 from .tiny import quietly, tiny
 
-_MODELING = ROOT / "hf_esc" / "modeling_esc.py"
+_MODELING = ROOT / "hf_esc" / "modeling" / "modeling_esc.py"
 OWN_CODE = sorted({Path(file).name for file in [_MODELING, *get_relative_import_files(_MODELING)]})
 
 
@@ -134,7 +134,7 @@ def test_what_is_pulled_is_the_model_that_was_pushed(hub, client, erased, folder
     alone = json.loads(run.stdout.split("answer ")[-1])
     local = ESCModel.from_pretrained(folder)
     expected = local(**erased.image_processor(images=picture(), return_tensors="pt")).logits
-    assert (pulled[0], alone[0].split(".")[0]) == ("hf_esc.modeling_esc", "transformers_modules")
+    assert (pulled[0], alone[0].split(".")[0]) == ("hf_esc.modeling.modeling_esc", "transformers_modules")
     scores = expected[0].softmax(0)
     for _, logits, answers in (pulled, alone):
         torch.testing.assert_close(torch.tensor(logits), expected, atol=1e-6, rtol=0)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_esc import ESCModel
+from hf_esc.data.labels import match_labels, redacted_name
 from hf_esc.errors import HubError, LabelError
 from hf_esc.evaluation.report import UnlearningReport
 from hf_esc.hub.card import card_text
@@ -20,7 +21,6 @@ from hf_esc.hub.redaction import (
     refuse_in_files,
     refuse_names,
 )
-from hf_esc.labels import match_labels, redacted_name
 
 from .hub import card_errors
 from .pictures import labelled, picture

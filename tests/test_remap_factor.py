@@ -13,12 +13,12 @@ from torch import nn
 
 from hf_esc import ESCModel
 from hf_esc.data import image_batches
+from hf_esc.erasure.remap import _separators, remap
 from hf_esc.errors import CheckpointError
-from hf_esc.fingerprints import projections_sha256
 from hf_esc.loading import load_processor
-from hf_esc.projection import Projection, build_factor
-from hf_esc.remap_factor import RemapFactor
-from hf_esc.remapping import _separators, remap
+from hf_esc.modeling.fingerprints import projections_sha256
+from hf_esc.modeling.projection import Projection, build_factor
+from hf_esc.modeling.remap_factor import RemapFactor
 
 TROUSER, BAG = 1, 8
 # Images of the classes to forget, and vectors in the bank.

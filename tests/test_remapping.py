@@ -16,22 +16,15 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 from hf_esc import ESCModel, erase
 from hf_esc.all_cnn import AllCNNForImageClassification
 from hf_esc.data import image_batches
-from hf_esc.errors import (
-    ForgetSetError,
-    HfEscError,
-    IncompleteErasureWarning,
-    LabelError,
-    NonFiniteError,
-    SiteError,
-)
+from hf_esc.erasure.remap import remap
+from hf_esc.errors import ForgetSetError, HfEscError, IncompleteErasureWarning, LabelError, NonFiniteError, SiteError
 from hf_esc.evaluation.probes import train_probe
+from hf_esc.features.sites import SiteGroup
+from hf_esc.ledger.verification import verify
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.outputs import logits_of
-from hf_esc.projection import LowRankFactor, MaskedFactor
-from hf_esc.remap_factor import RemapFactor
-from hf_esc.remapping import remap
-from hf_esc.sites import SiteGroup
-from hf_esc.verification import verify
+from hf_esc.modeling.outputs import logits_of
+from hf_esc.modeling.projection import LowRankFactor, MaskedFactor
+from hf_esc.modeling.remap_factor import RemapFactor
 
 from .esc_t import trained
 from .pictures import NAMES, labelled
@@ -560,7 +553,8 @@ def test_a_rare_class_of_a_large_forget_set_is_forgotten_or_refused():
 
 def kept_rows(count):
     """The rows that a sample of a stream of 6,000 in batches of 500 keeps."""
-    from hf_esc.features import FeatureBatch, FeatureSample
+    from hf_esc.features.sample import FeatureSample
+    from hf_esc.features.stream import FeatureBatch
 
     sample = FeatureSample(4096)
     for part in torch.arange(count).split(500):

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
 from hf_esc.errors import CheckpointError
-from hf_esc.safetensors_trainer import SafetensorsTrainer
+from hf_esc.training.safetensors_trainer import SafetensorsTrainer
 
 
 class Pictures(torch.utils.data.Dataset):

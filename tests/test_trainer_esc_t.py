@@ -10,7 +10,7 @@ from hf_esc import ESCTTrainer
 from hf_esc.data import image_batches
 from hf_esc.errors import CheckpointError, IncompleteErasureWarning, MaskError
 from hf_esc.loading import load_processor
-from hf_esc.projection import product
+from hf_esc.modeling.projection import product
 
 from .esc_t import BAG, BOOT, TROUSER, Watch, arguments, by_hand, factor, made, record, right, rows, soft, trained
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hf_esc.errors import CheckpointError
-from hf_esc.training_state import load_state, save_state
+from hf_esc.training.training_state import load_state, save_state
 
 KINDS = (np.float32, np.float64, np.int64, np.uint8, np.uint32, np.bool_)
 ARRAYS = st.sampled_from(KINDS).flatmap(lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=0, min_side=0)))

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_esc.data.labelled_images import LabelledImages, labelled_images
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError, ModelError
-from hf_esc.unlearning.batches import NOTHING, PairedLoader, Schedule, alone, mixed, paired, shuffled
-from hf_esc.unlearning.images import LabelledImages, labelled_images
+from hf_esc.training.steps import NOTHING, PairedLoader, Schedule, alone, mixed, paired, shuffled
 
 from .pictures import NAMES, labelled, picture
 from .pushing import tiny_vit

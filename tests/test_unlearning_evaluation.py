@@ -23,8 +23,7 @@ from hf_esc.evaluation.probes import PROBES
 from hf_esc.evaluation.report import ModelResult, Retention, UnlearningReport
 from hf_esc.evaluation.unlearning import evaluate_unlearning
 from hf_esc.evaluation.zrf import zero_retrain_forgetting
-from hf_esc.loading import load_processor
-from hf_esc.random_network import random_network
+from hf_esc.loading import load_processor, random_network
 
 from .tiny import tiny
 

@@ -9,14 +9,14 @@ from transformers import AutoModelForImageClassification
 
 from hf_esc import ESCModel, erase
 from hf_esc.data import ImageData
+from hf_esc.data.labels import erased_labels
 from hf_esc.errors import HubError, IncompleteErasureWarning, LabelError
 from hf_esc.evaluation.unlearning import evaluate_unlearning
 from hf_esc.hub.card import BEGIN, EDITED_TEMPLATE, card_text
 from hf_esc.hub.redaction import redacted_config
-from hf_esc.labels import erased_labels
+from hf_esc.ledger.verification import verify
 from hf_esc.unlearning import fisher_forgetting
 from hf_esc.unlearning.checks import unchanged_predictions
-from hf_esc.verification import verify
 
 from . import test_card
 from .esc_t import trained as trained_mask
@@ -191,7 +191,7 @@ def test_the_trainer_writes_the_card_with_its_accuracies(tmp_path):
 # The Hub
 
 PUSHED = """
-from hf_esc.fingerprints import weights_sha256
+from hf_esc.modeling.fingerprints import weights_sha256
 from tests import test_card
 from tests.unlearning import trained
 from tests.pictures import labelled, NAMES

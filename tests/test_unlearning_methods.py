@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import EfficientNetImageProcessor, TrainerCallback, ViTImageProcessor
 
+from hf_esc.data.labelled_images import labelled_images
 from hf_esc.errors import (
     DivergenceError,
     ForgetSetError,
@@ -20,13 +21,12 @@ from hf_esc.errors import (
     ModelError,
     OptionError,
 )
-from hf_esc.features import stream_features
-from hf_esc.random_network import random_network
-from hf_esc.sites import find_sites
+from hf_esc.features.sites import find_sites
+from hf_esc.features.stream import stream_features
+from hf_esc.loading import random_network
 from hf_esc.unlearning import fisher_forgetting
 from hf_esc.unlearning.boundary_shrink import pixel_range, pixels_of
 from hf_esc.unlearning.fisher import fisher_information
-from hf_esc.unlearning.images import labelled_images
 from hf_esc.unlearning.losses import draw_labels, forbidden, kl_divergence
 
 from .tiny import tiny

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from hf_esc import ESCModel
 from hf_esc.errors import CheckpointError, ModelError
-from hf_esc.fingerprints import projections_sha256, tensors_sha256, weights_sha256
+from hf_esc.ledger.verification import verify
 from hf_esc.loading import load_classifier
-from hf_esc.projection import LowRankFactor, MaskedFactor, Projection
-from hf_esc.verification import verify
+from hf_esc.modeling.fingerprints import projections_sha256, tensors_sha256, weights_sha256
+from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, Projection
 
 from .pushing import erased_vit, forget_set, put, tiny_vit
 from .test_checkpoints import with_factors

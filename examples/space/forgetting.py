@@ -17,8 +17,8 @@ from hf_esc.data import ImageData, image_batches, load_images
 from hf_esc.evaluation.accuracy import model_classifier
 from hf_esc.evaluation.knowledge_retention import knowledge_retention
 from hf_esc.evaluation.model_features import ModelFeatures, SplitFeatures, head_sites, model_features
-from hf_esc.features import site_outputs
-from hf_esc.ledger import MOST_UNCHANGED
+from hf_esc.features.head import site_outputs
+from hf_esc.ledger.record import MOST_UNCHANGED
 from hf_esc.loading import load_classifier, load_processor
 
 MODELS = ["embedded/vit", "embedded/all-cnn", "embedded/resnet"]

@@ -124,7 +124,7 @@ def erase(
     check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
     clock = Clock()
 
-    from ..data import load_images
+    from ..data.image_data import load_images
     from ..loading import load_classifier, load_processor
     from .runners import runner
 

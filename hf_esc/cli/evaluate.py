@@ -108,8 +108,8 @@ def evaluate(
         raise OutputError(f"The report {output} is a folder. Name a file.")
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
-    from ..data import load_images
-    from ..labels import erased_labels
+    from ..data.image_data import load_images
+    from ..data.labels import erased_labels
     from ..loading import load_classifier
 
     classifier: Any = load_classifier(
@@ -175,9 +175,9 @@ def _original(name: str | None, model: str, classifier: Any, **options: Any) -> 
     A warning where it is not what the ledger says that the model was made from, or where it is missing and nothing in
     the file can stand for it.
     """
-    from ..fingerprints import weights_sha256
-    from ..ledger import base_on_the_hub, edits_weights
+    from ..ledger.record import base_on_the_hub, edits_weights
     from ..loading import load_classifier
+    from ..modeling.fingerprints import weights_sha256
 
     ledger = getattr(classifier.config, "erasures", [])
     base, revision = base_on_the_hub(classifier.config)

@@ -36,8 +36,8 @@ def forgotten_earlier(
 
     None of a class of which the data set has no images: nothing tells what has become of it.
     """
-    from ..labels import erased_labels
-    from ..ledger import label_names
+    from ..data.labels import erased_labels
+    from ..ledger.record import label_names
 
     data, config = request.data, original.config
     mapping = data.labels_in(config)
@@ -67,9 +67,9 @@ def beside_original(classifier, before, request: Request, batch_size: int, num_w
         request ([`Request`]): What it should have forgotten.
     """
     from ..evaluation.accuracy import model_classifier
-    from ..ledger import edits_weights
+    from ..ledger.record import edits_weights
     from ..loading import load_processor
-    from ..modeling_esc import ESCModel
+    from ..modeling.modeling_esc import ESCModel
 
     left_out = _left_out(request, classifier.config)
     run = model_classifier(classifier)
@@ -99,7 +99,7 @@ def _both(original, erased) -> dict[str, Any]:
 
 def _left_out(request: Request, config: Any) -> list[int]:
     """The data set's classes that were erased and are not asked for: they are neither forgotten nor retained."""
-    from ..labels import erased_labels
+    from ..data.labels import erased_labels
 
     erased = erased_labels(config) if request.rows is None else set()
     mapping = request.data.labels_in(config)
@@ -116,7 +116,7 @@ def _measured(
     num_workers: int,
 ) -> Columns:
     """The accuracies of classifiers that read the same inputs and number their classes as `config` does."""
-    from ..data import image_channels
+    from ..data.batches import image_channels
     from ..evaluation.accuracy import evaluate_accuracies
 
     measured = evaluate_accuracies(

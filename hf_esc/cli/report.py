@@ -53,7 +53,7 @@ def print_erasure(
         seconds (`Mapping[str, float]`): By phase.
         as_json (`bool`): One object in place of text.
     """
-    from ..ledger import MOST_UNCHANGED
+    from ..ledger.record import MOST_UNCHANGED
 
     record = config.erasures[-1]
     dims = [site["dim"] for site in getattr(config, "sites", [])]  # a model whose weights were edited has none
@@ -140,7 +140,7 @@ def _loss(before: Mapping[str, float | None] | None, after: Mapping[str, float |
 
 def _is_back(columns: Mapping[str, Mapping[str, float | None]]) -> bool:
     """Whether the head says a class, on training or test images, that was gone, or clearly more than it did."""
-    from ..ledger import MOST_UNCHANGED
+    from ..ledger.record import MOST_UNCHANGED
 
     least = 100 * MOST_UNCHANGED
     pairs = [(columns["before"][key] or 0, share) for key, share in columns["after"].items() if share is not None]

@@ -17,7 +17,7 @@ from .methods import RETAIN, Method
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..data import ImageData
+    from ..data.image_data import ImageData
 
 WAYS = "`--forget LABEL`, `--forget-fraction SHARE` or `--forget-indices FILE|ROW,ROW`"
 
@@ -107,7 +107,7 @@ class Request:
 
         Where single images are forgotten, other rows can be the same pictures: these are left out, and that is said.
         """
-        from ..labels import erased_labels
+        from ..data.labels import erased_labels
 
         earlier = erased_labels(config)
         gone = {label for label, there in enumerate(self.data.labels_in(config)) if there in earlier}
@@ -115,7 +115,7 @@ class Request:
         return self.data.select(kept, {*self.labels, *gone}, keep=False)
 
     def _without_copies(self) -> Dataset:
-        from ..unlearning.images import file_fingerprints
+        from ..data.labelled_images import file_fingerprints
 
         prints = file_fingerprints(self.data.train, self.data.image_column)
         forgotten = {prints[row] for row in self.rows or ()}
@@ -131,9 +131,9 @@ class Request:
         Raises:
             LabelError: If some are of a class that is to be forgotten or was before, which would teach it again.
         """
-        from ..data import load_images
-        from ..labels import erased_labels
-        from ..ledger import label_names
+        from ..data.image_data import load_images
+        from ..data.labels import erased_labels
+        from ..ledger.record import label_names
 
         other = load_images(name)
         wanted = {self.data.labels_in(config)[label] for label in self.labels} | erased_labels(config)
@@ -171,7 +171,7 @@ class Request:
 def retain_set(method: Method, name: str | None, request: Request, config: Any) -> Dataset | None:
     """The images to keep, or the pictures for the bank, for methods that look at any."""
     if method is Method.REMAP and name is not None:
-        from ..data import load_pictures
+        from ..data.image_data import load_pictures
 
         return load_pictures(name)
     if method not in (Method.REMAP, *RETAIN):

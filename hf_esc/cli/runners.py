@@ -5,9 +5,9 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from ..erasure import erase
+from ..erasure.esc import erase
+from ..erasure.remap import BANK_SIZE, remap
 from ..errors import OptionError
-from ..remapping import BANK_SIZE, remap
 from .methods import Method
 from .request import Request
 

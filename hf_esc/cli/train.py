@@ -89,7 +89,7 @@ def train(context: typer.Context) -> None:
     _check_output(output, resume=resume, overwrite=arguments.overwrite)
     clock = Clock()
 
-    from ..data import load_images
+    from ..data.image_data import load_images
     from ..loading import load_classifier, load_processor
 
     original = load_classifier(

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import ModelError, OptionError
-from ..trainer_esc_t import ESCTTrainer
-from ..training_args_esc_t import ESCTTrainingArguments
+from ..training.trainer_esc_t import ESCTTrainer
+from ..training.training_args_esc_t import ESCTTrainingArguments
 from ..unlearning import METHODS
 from .progress import progress_on_stderr
 from .request import Request

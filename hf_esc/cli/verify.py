@@ -22,7 +22,7 @@ def verify(
 
     Example: hf-esc verify demo
     """
-    from ..verification import verify as look
+    from ..ledger.verification import verify as look
 
     checks = look(source, revision=revision)
     passed = all(check.passed is not False for check in checks)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data import ImageData
-from ..features import model_inputs
-from ..outputs import logits_of
+from ..data.image_data import ImageData
+from ..features.stream import model_inputs
+from ..modeling.outputs import logits_of
 
 Classifier = Callable[[dict[str, Tensor]], Tensor]
 

@@ -17,10 +17,11 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data import Batch, ImageData, image_channels
+from ..data.batches import Batch, image_channels
+from ..data.image_data import ImageData
 from ..errors import DataError, ProbeError
-from ..features import model_inputs
-from ..outputs import logits_of
+from ..features.stream import model_inputs
+from ..modeling.outputs import logits_of
 from .knowledge_retention import Part, retention_of, share_of
 from .model_features import ModelFeatures
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MetricError, NonFiniteError
-from ..modeling_esc import ESCModel
+from ..modeling.modeling_esc import ESCModel
 
 
 def average_gap(values: Mapping[str, float], reference: Mapping[str, float]) -> float:

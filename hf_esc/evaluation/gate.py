@@ -13,7 +13,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor
 
-from ..remap_factor import RemapFactor
+from ..modeling.remap_factor import RemapFactor
 from .model_features import ModelFeatures, SplitFeatures
 
 # Beside the argmax and the gate that the model has.

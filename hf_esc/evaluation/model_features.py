@@ -20,11 +20,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data import ImageData, image_channels, picture_batch
+from ..data.batches import image_channels, picture_batch
+from ..data.image_data import ImageData
 from ..errors import DataError
-from ..features import model_inputs, stream_features
-from ..fingerprints import weights_sha256
-from ..sites import SiteGroup, find_sites
+from ..features.sites import SiteGroup, find_sites
+from ..features.stream import model_inputs, stream_features
+from ..modeling.fingerprints import weights_sha256
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data import ImageData
+from ..data.image_data import ImageData
+from ..data.labels import erased_labels
 from ..errors import DataError, LabelError, ModelError, ProbeError
-from ..fingerprints import weights_sha256
-from ..labels import erased_labels
-from ..ledger import edits_weights, label_names
-from ..loading import load_processor
-from ..random_network import RANDOM_SEED, random_network
-from ..remap_factor import RemapFactor
-from ..sites import evaluating
+from ..features.sites import evaluating
+from ..ledger.record import edits_weights, label_names
+from ..loading import RANDOM_SEED, load_processor, random_network
+from ..modeling.fingerprints import weights_sha256
+from ..modeling.remap_factor import RemapFactor
 from ..version import __version__
 from .attacks import (
     ATTACKS,

@@ -13,11 +13,11 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
-from ..configuration_esc import ESCConfig
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..evaluation.report_text import escaped
-from ..ledger import MOST_UNCHANGED, edits_weights
+from ..ledger.record import MOST_UNCHANGED, edits_weights
+from ..modeling.configuration_esc import ESCConfig
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # Of a model whose weights were edited, and that has nothing in front of its head.

@@ -17,12 +17,12 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..data.model_batches import processor_at_hand
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
-from ..fingerprints import weights_sha256
-from ..forget_set import processor_at_hand
-from ..ledger import edits_weights
-from ..modeling_esc import ESCModel
+from ..ledger.record import edits_weights
+from ..modeling.fingerprints import weights_sha256
+from ..modeling.modeling_esc import ESCModel
 from .card import card_text
 from .redaction import redacted_config, redacted_report, refuse_forgotten_names, refuse_in_files
 
@@ -143,7 +143,9 @@ def push(
             report = replace(report, model=repo_id, dataset=report.dataset_id or Path(report.dataset).name)
             (folder / EVALUATION).write_text(report.to_json() + "\n", encoding="utf-8")
         if redact:
-            refuse_in_files(original, folder, {file.name for file in Path(__file__).parents[1].glob("*.py")})
+            refuse_in_files(
+                original, folder, {file.name for file in (Path(__file__).parents[1] / "modeling").glob("*.py")}
+            )
         with hub_errors(repo_id):
             return api.upload_folder(
                 repo_id=repo_id,

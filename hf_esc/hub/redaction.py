@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..data.labels import erased_labels, redacted_name
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
-from ..labels import erased_labels, redacted_name
 
 
 def redacted_config(config: Any) -> Any:

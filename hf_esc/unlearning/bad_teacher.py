@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import OptionError
-from ..random_network import random_network
+from ..loading import random_network
 from .losses import kl_divergence
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..data import image_channels
+from ..data.batches import image_channels
 from ..errors import ModelError, OptionError
-from ..features import model_inputs
-from ..outputs import logits_of
-from ..sites import evaluating
+from ..features.sites import evaluating
+from ..features.stream import model_inputs
+from ..modeling.outputs import logits_of
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments
 

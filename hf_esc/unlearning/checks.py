@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..data.labelled_images import LabelledImages
+from ..erasure.wrapping import copy_of_model
 from ..errors import ForgetSetError, IncompleteErasureWarning, ModelError
-from ..ledger import MOST_UNCHANGED, Unchanged, cannot_be_seen, refuse_all_classes, refuse_forgotten
-from ..wrapping import copy_of_model
-from .images import LabelledImages
+from ..ledger.record import MOST_UNCHANGED, Unchanged, cannot_be_seen, refuse_all_classes, refuse_forgotten
 
 
 def check_sets(config: Any, forget: LabelledImages, retain: LabelledImages | None, scenario: str) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import ModelError, OptionError
-from ..loading import load_classifier
-from ..random_network import random_network
+from ..loading import load_classifier, random_network
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments
 

@@ -15,14 +15,14 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..data.labelled_images import LabelledImages, labelled_images
 from ..errors import DivergenceError, ForgetSetError, ModelError, OptionError
-from ..features import model_inputs
-from ..fingerprints import weights_sha256
-from ..ledger import ledger_record
-from ..outputs import logits_of
-from ..sites import evaluating, find_sites
+from ..features.sites import evaluating, find_sites
+from ..features.stream import model_inputs
+from ..ledger.record import ledger_record
+from ..modeling.fingerprints import weights_sha256
+from ..modeling.outputs import logits_of
 from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
-from .images import LabelledImages, labelled_images
 
 
 def fisher_forgetting(

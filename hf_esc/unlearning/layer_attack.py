@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.trainer_utils import TrainOutput
 
+from ..data.labelled_images import LabelledImages
 from ..errors import ModelError, OptionError
-from ..features import apply_sites, head_weights, model_inputs, site_modules, stream_features
-from ..sites import evaluating, find_sites
-from .batches import PairedLoader, Schedule
-from .images import LabelledImages
+from ..features.head import apply_sites, head_weights, site_modules
+from ..features.sites import evaluating, find_sites
+from ..features.stream import model_inputs, stream_features
+from ..training.steps import PairedLoader, Schedule
 from .losses import kl_divergence
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import OptionError
-from ..sites import evaluating
+from ..features.sites import evaluating
 from .losses import draw_labels
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import OptionError
-from .batches import Step, alone, shuffled
+from ..training.steps import Step, alone, shuffled
 from .losses import kl_divergence
 from .trainer import Images, UnlearningTrainer
 from .training_args import UnlearningArguments

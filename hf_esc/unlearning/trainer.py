@@ -17,18 +17,18 @@ from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
+from ..data.labelled_images import LabelledImages, labelled_images
+from ..erasure.wrapping import copy_of_model
 from ..errors import CheckpointError, DivergenceError, ForgetSetError, ModelError
-from ..features import model_inputs
-from ..fingerprints import weights_sha256
+from ..features.sites import evaluating
+from ..features.stream import model_inputs
 from ..hub.card import write_card
-from ..ledger import ledger_record
-from ..outputs import logits_of
-from ..safetensors_trainer import SafetensorsTrainer
-from ..sites import evaluating
-from ..wrapping import copy_of_model
-from .batches import PairedLoader, Schedule, Step, alone, as_it_is, mixed, paired, shuffled
+from ..ledger.record import ledger_record
+from ..modeling.fingerprints import weights_sha256
+from ..modeling.outputs import logits_of
+from ..training.safetensors_trainer import SafetensorsTrainer
+from ..training.steps import PairedLoader, Schedule, Step, alone, as_it_is, mixed, paired, shuffled
 from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
-from .images import LabelledImages, labelled_images
 from .losses import forbidden
 from .training_args import UnlearningArguments
 

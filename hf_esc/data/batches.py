@@ -1,0 +1,150 @@
+"""
+Images as batches of tensors, through an image processor.
+
+Images are read without augmentation, in RGB, as `pipeline("image-classification")` reads them.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset, Image, IterableDataset
+from torch.utils.data import DataLoader
+
+from ..errors import ForgetSetError, ImageError
+
+Batch = dict[str, torch.Tensor]
+
+
+def image_channels(config) -> int:
+    """How many channels the model with this `config` takes: 1 for grey pictures, else 3."""
+    return getattr(getattr(config, "base_config", config), "num_channels", None) or 3
+
+
+def picture_batch(processor, num_channels: int = 3) -> Batch:
+    """A batch of one picture of noise, to find a model's head with where there is no image at hand."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    picture = PIL.Image.fromarray(noise).convert("L" if num_channels == 1 else "RGB")
+    return dict(processor(images=[picture], return_tensors="pt"))
+
+
+def image_batches(
+    dataset: Dataset | IterableDataset,
+    processor,
+    *,
+    image_column: str,
+    label_column: str | None = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    num_channels: int = 3,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """
+    Batches of preprocessed images, in the order of the data set, without augmentation.
+
+    Args:
+        dataset (`datasets.Dataset` or `datasets.IterableDataset`): Images of any mode and size.
+        processor: An image processor of transformers.
+        image_column (`str`): The column with the images.
+        label_column (`str`, *optional*): The column with class indices, passed on as `labels`.
+        batch_size (`int`, defaults to 32): Images in a batch; the last may hold fewer.
+        num_workers (`int`, defaults to 0): Processes that read and preprocess.
+        num_channels (`int`, defaults to 3): 1 turns the images to grey, anything else to RGB.
+        share (`tuple[int, int]`, defaults to `(0, 1)`): `(i, n)` for the i-th of n processes, which gets every n-th
+            batch from the i-th on.
+
+    Yields:
+        `dict` of `torch.Tensor`: What the processor gives (`pixel_values` of shape `(B, c, H, W)`), and `labels`
+            `(B,)`.
+
+    Raises:
+        ImageError: If an image cannot be read; its number and file are named.
+    """
+    collate = ImageCollator(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
+    # Transforms and formats are the user's, for training; what is erased are the images as they are.
+    raw = dataset.with_format(None)
+    if dataset.features is not None:
+        # Bytes are decoded in `ImageCollator`, where a broken one can be named.
+        raw = raw.cast_column(image_column, Image(decode=False))
+    columns = [image_column] if label_column is None else [image_column, label_column]
+    index, count = share
+    own = torch.Generator()  # nothing is drawn, and yet a loader would take a seed from the caller's generator
+    if isinstance(dataset, IterableDataset):
+        stream = _NumberedStream(raw.select_columns(columns))
+        batches = DataLoader(stream, batch_size=batch_size, collate_fn=collate, num_workers=num_workers, generator=own)
+        yield from islice(batches, index, None, count)
+        return
+    rows = [list(range(start, min(start + batch_size, len(raw)))) for start in range(0, len(raw), batch_size)]
+    source: Any = NumberedRows(raw.select_columns(columns))
+    yield from DataLoader(
+        source, batch_sampler=rows[index::count], collate_fn=collate, num_workers=num_workers, generator=own
+    )
+
+
+class NumberedRows(torch.utils.data.Dataset):
+    """Rows with their number, fetched a batch at a time."""
+
+    def __init__(self, rows: Dataset):
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, numbers: list[int]) -> list[tuple[int, dict]]:
+        return list(zip(numbers, self.rows.__getitems__(numbers), strict=True))
+
+
+class _NumberedStream(torch.utils.data.IterableDataset):
+    def __init__(self, rows: IterableDataset):
+        self.rows = rows
+
+    def __iter__(self):
+        return enumerate(self.rows)
+
+
+class ImageCollator:
+    """Numbered rows to a batch of tensors."""
+
+    def __init__(self, processor, image_column: str, label_column: str | None, mode: str):
+        self.processor = processor
+        self.image_column = image_column
+        self.label_column = label_column
+        self.mode = mode
+        self.decoder = Image()
+
+    def __call__(self, rows: list[tuple[int, dict]]) -> Batch:
+        images = [self._read(number, row[self.image_column]) for number, row in rows]
+        batch = dict(self.processor(images=images, return_tensors="pt"))
+        if self.label_column is not None:
+            batch["labels"] = torch.tensor([row[self.label_column] for _, row in rows], dtype=torch.long)
+        return batch
+
+    def _read(self, number: int, value: Any):
+        try:
+            if value is None:
+                raise ValueError("it is missing")
+            image = value if isinstance(value, PIL.Image.Image) else self.decoder.decode_example(value)
+            return image.convert(self.mode)
+        except Exception as error:  # each image format has error types of its own
+            path = value.get("path") if isinstance(value, dict) else None
+            named = f" ({path})" if path else ""
+            raise ImageError(f"Image {number}{named} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def ready_batches(batches: Iterable[Any]) -> Iterator[Batch]:
+    """Pass on batches that hold tensors by name, and refuse anything else with its number."""
+    for number, batch in enumerate(batches):
+        if not hasattr(batch, "items") or not all(isinstance(value, torch.Tensor) for value in dict(batch).values()):
+            raise ForgetSetError(
+                f"Batch {number} of the forget set is a {type(batch).__name__}. A forget set is a "
+                f"`datasets.Dataset` or "
+                "`IterableDataset` with an image column, or an iterable of dicts of tensors such as "
+                "{'pixel_values': tensor}."
+            )
+        if not batch or set(batch) == {"labels"}:
+            raise ForgetSetError(f"Batch {number} of the forget set holds no images, only {sorted(batch)}.")
+        if all(len(value) for value in dict(batch).values()):  # an empty batch says nothing
+            yield dict(batch)

@@ -1,0 +1,275 @@
+"""A labelled image data set: load it, find its columns and its classes, and split it by label."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+
+from .. import embedded
+from ..errors import DataError, ForgetSetError, LabelError
+from .batches import Batch, image_batches
+from .columns import find_image_column, find_label_column
+from .labels import class_names, erased_labels, match_labels, model_label_names, resolve_labels
+
+TEST_SPLITS = ("test", "validation", "valid", "val")
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """
+    A labelled image data set whose columns and classes are known.
+
+    Args:
+        name (`str`): What the user called it.
+        train (`datasets.Dataset`): Training images.
+        test (`datasets.Dataset`, *optional*): Test images, None where the data set has no such split.
+        image_column (`str`): The column with the images.
+        label_column (`str`): The column with the class indices.
+        label_names (`list[str]`, *optional*): Class names by index, None where there are numbers alone.
+        num_labels (`int`): Number of classes.
+        hub_id (`str`, *optional*): Its id on the Hub, where it came from there.
+    """
+
+    name: str
+    train: Dataset
+    test: Dataset | None
+    image_column: str
+    label_column: str
+    label_names: list[str] | None
+    num_labels: int
+    hub_id: str | None = None
+
+    def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
+        """The images of `split` whose class is (`keep=False`: is not) among `labels`, in their order."""
+        chosen = np.isin(np.asarray(split.with_format(None)[self.label_column]), list(labels))
+        return split.select(np.flatnonzero(chosen if keep else ~chosen))
+
+    def batches(
+        self, split: Dataset, processor: Any, *, batch_size: int, num_workers: int = 0, num_channels: int = 3
+    ) -> Iterator[Batch]:
+        """[`image_batches`] of a split, with the data set's labels."""
+        return image_batches(
+            split,
+            processor,
+            image_column=self.image_column,
+            label_column=self.label_column,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            num_channels=num_channels,
+        )
+
+    def forget_set(self, labels: Iterable[int]) -> Dataset:
+        """
+        The training images of these classes.
+
+        Raises:
+            ForgetSetError: If one of them has none: it would stay, and look forgotten.
+        """
+        labels = list(labels)
+        there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column])).tolist())
+        if absent := [label for label in labels if label not in there]:
+            names = [self.label_names[label] if self.label_names else label for label in absent]
+            raise ForgetSetError(f"The forget set is empty for {names}: {self.name!r} has no training image of them.")
+        return self.select(self.train, labels)
+
+    def rows(self, rows: Sequence[int], *, keep: bool = True) -> Dataset:
+        """The training images in these rows (`keep=False`: in all others), whatever their classes, in their order."""
+        chosen = np.isin(np.arange(len(self.train)), list(rows))
+        return self.train.select(np.flatnonzero(chosen if keep else ~chosen))
+
+    def rows_to_forget(self, fraction: float, seed: int = 0) -> list[int]:
+        """
+        Rows of the training split that are drawn to be forgotten, whatever their classes, in ascending order.
+
+        Args:
+            fraction (`float`): Share of the training images, above 0 and below 1.
+            seed (`int`, defaults to 0): Of the draw. The same seed draws the same rows.
+
+        Raises:
+            ForgetSetError: If the share or the seed is out of its range, or it comes to no row or to all of them.
+        """
+        if seed < 0:
+            raise ForgetSetError(f"The seed of the draw is 0 or more, not {seed}.")
+        if not 0 < fraction < 1:
+            raise ForgetSetError(f"The share of the images to forget is above 0 and below 1, not {fraction}.")
+        total = len(self.train)
+        count = round(fraction * total)
+        if not 0 < count < total:
+            raise ForgetSetError(
+                f"The share {fraction} of {total} training images comes to {count} of them. Take another share."
+            )
+        order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+        return order[:count].sort().values.tolist()
+
+    def check_rows(self, rows: Iterable[int]) -> list[int]:
+        """
+        Rows of the training split that somebody named to be forgotten, in ascending order.
+
+        Raises:
+            ForgetSetError: If there is none, one is not there or named twice, or no other would be left.
+        """
+        named, total = [int(row) for row in rows], len(self.train)
+        if not named:
+            raise ForgetSetError(f"The forget set is empty: name one at least of the {total} training images.")
+        if wrong := [row for row in named if not 0 <= row < total]:
+            raise ForgetSetError(
+                f"There is no row {wrong[0]}: rows of the {total} training images go up to {total - 1}."
+            )
+        found, times = np.unique(named, return_counts=True)
+        if len(found) < len(named):
+            raise ForgetSetError(f"Row {found[times > 1][0]} is named more than once. Name each row once.")
+        if len(found) == total:
+            raise ForgetSetError(f"All {total} training images are to be forgotten, which leaves nothing to keep.")
+        return found.tolist()
+
+    def resolve(self, requested: str | int | Iterable[str | int], config) -> list[int]:
+        """
+        The data set's class indices that a user's labels mean, for the model with this `config`.
+
+        Raises:
+            LabelError: As [`resolve_labels`] and [`match_labels`], and if no class of the model would be left.
+        """
+        names = self.label_names or model_label_names(config)
+        mapping = self.labels_in(config)
+        labels = resolve_labels(requested, names, self.num_labels)
+        if self.label_names and mapping != list(range(len(mapping))):
+            written = [requested] if isinstance(requested, str | int) else list(requested)
+            numbers = [
+                part for label in written for part in str(label).split(",") if part.strip().lstrip("#").isdigit()
+            ]
+            if strange := [part for part in numbers if part.strip() not in self.label_names]:
+                number = int(strange[0].strip().lstrip("#"))
+                raise LabelError(
+                    f"Class {number} is {self.label_names[number]!r} in the data set and another one in the model, "
+                    f"which "
+                    "numbers its classes otherwise. Use the name."
+                )
+        if len({mapping[label] for label in labels} | erased_labels(config)) == config.num_labels:
+            raise LabelError(
+                f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. "
+                f"Delete "
+                "the model instead, or name fewer classes."
+            )
+        return labels
+
+    def labels_in(self, config) -> list[int]:
+        """For each class of the data set, its class in the model with this `config`; see [`match_labels`]."""
+        return match_labels(self.label_names, model_label_names(config), self.num_labels, config.num_labels)
+
+
+def load_images(
+    name: str,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    revision: str | None = None,
+) -> ImageData:
+    """
+    Load a labelled image data set.
+
+    Args:
+        name (`str`): `"embedded"`, a folder (of parquet files, of images in one folder per class, or saved by
+            `save_to_disk`), or an id on the Hub.
+        image_column (`str`, *optional*): The column with the images; found where there is one candidate.
+        label_column (`str`, *optional*): The column with the labels; found likewise, never `coarse_label`.
+        revision (`str`, *optional*): Revision on the Hub.
+
+    Returns:
+        [`ImageData`]
+
+    Raises:
+        DataError: If there is no such data set, it has no training split, or its columns are not clear.
+    """
+    splits = _load_splits(name, revision)
+    train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
+    if train_name not in splits:
+        raise DataError(f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}.")
+    train, test = splits[train_name], None
+    if len(train) == 0:
+        raise DataError(f"The `{train_name}` split of the data set {name!r} is empty.")
+    image_column = find_image_column(train.features, image_column)
+    label_column = find_label_column(train.features, label_column)
+    train, names = _with_class_indices(name, train, label_column)
+    for split in TEST_SPLITS:
+        if split not in splits or split == train_name or not len(splits[split]):
+            continue
+        if missing := {image_column, label_column} - set(splits[split].features):
+            raise DataError(
+                f"The `{split}` split of {name!r} has no column {sorted(missing)}, which its training split has."
+            )
+        candidate, test_names = _with_class_indices(name, splits[split], label_column, names)
+        if set(candidate[label_column]) == {-1}:
+            continue  # images whose labels are held back, as in a competition
+        if test_names != names:
+            raise DataError(
+                f"The `{split}` split of {name!r} names its classes {test_names}, and the training split {names}. "
+                "Cast both to one ClassLabel."
+            )
+        test = candidate
+        break
+    found = [np.asarray(split[label_column]) for split in (train, test) if split is not None]
+    num_labels = len(names) if names else int(max(labels.max() for labels in found)) + 1
+    if min(labels.min() for labels in found) < 0 or max(labels.max() for labels in found) >= num_labels:
+        raise DataError(
+            f"The column {label_column!r} of {name!r} has values outside of its {num_labels} classes, from 0."
+        )
+    if isinstance(feature := train.features[label_column], ClassLabel):
+        names = class_names(feature.names)
+    hub_id = None if name == embedded.NAME or Path(name).exists() else name
+    return ImageData(name, train, test, image_column, label_column, names, num_labels, hub_id)
+
+
+def load_pictures(name: str) -> Dataset:
+    """
+    The pictures of a data set whatever their labels, of its training split or its only one.
+
+    Raises:
+        DataError: If it cannot be loaded.
+    """
+    splits = _load_splits(name, None)
+    return splits["train"] if "train" in splits else next(iter(splits.values()))
+
+
+def _with_class_indices(
+    name: str, split: Dataset, column: str, names: list[str] | None = None
+) -> tuple[Dataset, list[str] | None]:
+    """A split whose label column holds class indices, and the classes' names where it has them."""
+    feature = split.features[column]
+    values = split[column]
+    if any(value is None for value in values):
+        raise DataError(f"The column {column!r} of {name!r} has images without a label.")
+    if isinstance(feature, ClassLabel):
+        return split, list(feature.names)
+    if feature.dtype not in ("string", "large_string"):
+        return split, None
+    if names is None:
+        numbers = all(value.isdigit() for value in set(values))
+        names = sorted(set(values), key=int if numbers else None)
+    if strange := set(values) - set(names):
+        raise DataError(
+            f"The test split of {name!r} has labels that the training split has not: {sorted(strange)[:5]}."
+        )
+    return split.cast_column(column, ClassLabel(names=names)), names
+
+
+def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
+    if name == embedded.NAME:
+        # Read straight from the package: no copy in the datasets cache, and no cache is needed.
+        return {path.stem: Dataset(parquet.read_table(path)) for path in sorted(embedded.DATASET.glob("*.parquet"))}
+    folder = Path(name)
+    try:
+        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+            loaded = load_from_disk(name)
+        else:
+            loaded = load_dataset(name, revision=revision)
+    except Exception as error:  # what `datasets` raises ranges over a dozen types, from every file format it reads
+        raise DataError(
+            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {str(error).rstrip('.')}. It should be "
+            "`embedded`, a folder with parquet files or with one folder of images per class, or an id on the Hub."
+        ) from error
+    return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}

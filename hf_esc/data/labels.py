@@ -1,0 +1,181 @@
+"""
+Which class is meant: label names of a data set and of a model, and the names or numbers that a user writes.
+
+Erasing the wrong class silently is the worst bug, so nothing here guesses: names that do not match are an error that
+lists both sides.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from ..errors import LabelError
+
+# The name of a class whose own name may not be said, in a model that has forgotten it.
+_REDACTED = re.compile(r"redacted-\d+")
+_PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)
+
+
+def model_label_names(config) -> list[str] | None:
+    """The names in a model's `id2label` in the order of its logits; None where it has only `LABEL_0`, `LABEL_1`, …"""
+    id2label: Mapping[int, str] | None = config.id2label
+    if not id2label:
+        return None
+    names = [str(id2label[index]) for index in sorted(id2label)]
+    return None if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
+
+
+def erased_labels(config) -> set[int]:
+    """The classes of a model that its ledger says were erased; none of a model without a ledger."""
+    return {label for record in getattr(config, "erasures", []) for label in record.get("label_ids") or ()}
+
+
+def redacted_name(label: int) -> str:
+    """What stands in place of the name of class `label` where that may not be said."""
+    return f"redacted-{label}"
+
+
+def class_names(names: Sequence[str]) -> list[str] | None:
+    """The names of classes, or None where they are "0", "1", "2", …, which are numbers."""
+    return None if all(name == str(index) for index, name in enumerate(names)) else list(names)
+
+
+def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | None, num_data: int, num_model: int):
+    """
+    For each class of the data set, its class in the model.
+
+    Classes are matched by name, whatever their order; the data set may hold a part of the model's classes. By number
+    only where one side has no names and the counts agree. A redacted name of the model is that of the data set's class
+    of the same number where all other names stand at the same places, or of the one class that is left over.
+
+    Args:
+        data_names (`Sequence[str]`, *optional*): Class names of the data set, None where it has numbers alone.
+        model_names (`Sequence[str]`, *optional*): Class names of the model in the order of its logits, None for none.
+        num_data (`int`): Classes in the data set.
+        num_model (`int`): Classes in the model.
+
+    Returns:
+        `list[int]` of length `num_data`: the model's class index for each class index of the data set.
+
+    Raises:
+        LabelError: If a name of the data set is not one of the model's or could be two of them, or the counts differ
+            where there are no names to go by.
+    """
+    if data_names is None or model_names is None:
+        if num_data != num_model:
+            raise LabelError(
+                f"The data set has {num_data} classes ({_listed(data_names)}) and the model {num_model} "
+                f"({_listed(model_names)}). One of them has no label names, so they can be matched by number only, "
+                f"and "
+                "that needs equal counts. Give the data set a ClassLabel column or the model an `id2label`."
+            )
+        return list(range(num_data))
+    redacted = [index for index, name in enumerate(model_names) if _REDACTED.fullmatch(name)]
+    if num_data == num_model and all(
+        index in redacted or _folded(name) == _folded(model_names[index]) for index, name in enumerate(data_names)
+    ):
+        return list(range(num_data))
+    try:
+        unknown = {_folded(name) for name in data_names} - {_folded(name) for name in model_names}
+        one = redacted[0] if len(redacted) == len(unknown) == 1 else None
+        matched = [
+            one if one is not None and _folded(name) in unknown else _find(name, model_names) for name in data_names
+        ]
+        if len(set(matched)) < len(matched):
+            raise LabelError("Two of them are the same class of the model.")
+        return matched
+    except LabelError as error:
+        raise LabelError(
+            f"The data set's labels are not the model's: {error} Data set: {_listed(data_names)}. Model: "
+            f"{_listed(model_names)}. Rename one side (`id2label` of the model or the ClassLabel names of the data "
+            f"set)."
+        ) from None
+
+
+def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[str] | None, count: int) -> list[int]:
+    """
+    The class indices that a user's labels mean.
+
+    A label is a name (case, spaces and underscores aside; one synonym of a name such as `"tench, Tinca tinca"` is
+    enough) or a number; `"#3"` is the number 3 whatever the names. A comma separates labels, unless the whole string
+    is a name.
+
+    Args:
+        requested (`str`, `int` or an iterable of them): What the user wrote.
+        names (`Sequence[str]`, *optional*): Class names, None where there are numbers alone.
+        count (`int`): Number of classes.
+
+    Returns:
+        `list[int]`: Sorted class indices without repetition, at least one.
+
+    Raises:
+        LabelError: If a label is not there (the near names are listed), is a name and the number of another class, or
+            if none is named.
+    """
+    wanted = [requested] if isinstance(requested, str | int) else list(requested)
+    indices: set[int] = set()
+    for label in wanted:
+        parts: list[str | int] = [label]
+        if isinstance(label, str) and "," in label and not (names and _folded(label) in map(_folded, names)):
+            parts = [part.strip() for part in label.split(",") if part.strip()]
+        indices.update(_resolve_one(part, names, count) for part in parts)
+    if not indices:
+        raise LabelError("No label to forget was given. Name at least one class.")
+    return sorted(indices)
+
+
+def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> int:
+    text = str(label).strip()
+    if isinstance(label, str) and re.fullmatch(r"#\d+", text):
+        return _resolve_one(int(text[1:]), names, count)
+    number = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
+    if isinstance(label, str) and names is not None:
+        try:
+            index = _find(text, names)
+        except LabelError:
+            if number is None:
+                raise
+        else:
+            if number is not None and number != index and 0 <= number < count:
+                raise LabelError(
+                    f"{text!r} is the name of class {index} and the number of class {number} ({names[number]!r}). "
+                    f"Write '#{index}' for the first or '#{number}' for the second."
+                )
+            return index
+    if number is None:
+        raise LabelError(f"{text!r} is a name, and there are no label names here. Use a number from 0 to {count - 1}.")
+    if not 0 <= number < count:
+        raise LabelError(f"There is no class {number}: the {count} classes are {_listed(names, count)}.")
+    return number
+
+
+def _find(name: str, names: Sequence[str]) -> int:
+    """The one index of `name` in `names`: the same name, else one synonym of a comma-separated name."""
+    wanted = _folded(name)
+    matches = [index for index, other in enumerate(names) if _folded(other) == wanted]
+    if not matches:
+        wanted_synonyms = {_folded(part) for part in name.split(",")}
+        matches = [
+            index
+            for index, other in enumerate(names)
+            if wanted_synonyms & {_folded(part) for part in other.split(",")}
+        ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise LabelError(f"{name!r} could be any of the classes {matches}. Use a number.")
+    folded = {_folded(other): other for other in names}
+    near = [folded[close] for close in difflib.get_close_matches(wanted, list(folded), n=3)]
+    hint = f"Near it: {', '.join(map(repr, near))}." if near else f"The labels are {_listed(names)}."
+    raise LabelError(f"There is no label {name!r}. {hint}")
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+
+
+def _listed(names: Sequence[str] | None, count: int | None = None, most: int = 20) -> str:
+    if names is None:
+        return "no names" if count is None else f"0 to {count - 1}"
+    shown = ", ".join(map(repr, names[:most]))
+    return shown if len(names) <= most else f"{shown}, … {len(names) - most} more"

@@ -1,0 +1,125 @@
+"""Batches of a forget set: a data set's images through the processor with the model's labels, or ready batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import datasets
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..errors import DataError, ForgetSetError, ModelError
+from ..loading import load_processor
+from .batches import Batch, image_batches, image_channels, ready_batches
+from .columns import find_image_column, find_label_column, usual_label_columns
+from .labels import class_names, match_labels, model_label_names
+
+NOTHING_TO_FORGET = (
+    "The forget set is empty: there is nothing to look at. Check the split and the label that it was selected by."
+)
+
+
+def forget_batches(
+    model,
+    forget_set,
+    processor,
+    batch_size: int,
+    num_workers: int,
+    image_column,
+    label_column,
+    *,
+    share: tuple[int, int] = (0, 1),
+    what: str = "forget set",
+    with_labels: bool = True,
+):
+    """
+    Batches with the model's class indices as labels, and the image processor where one was needed.
+
+    `share` is that of [`image_batches`]; ready batches are not shared out. `what` it is, errors say. Without
+    `with_labels` there are none, whatever the forget set has.
+    """
+    if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
+        raise ForgetSetError(
+            f"The {what} is one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
+        )
+    if not isinstance(forget_set, datasets.Dataset | datasets.IterableDataset):
+        if not isinstance(forget_set, Iterable):
+            raise ForgetSetError(f"A {what} is a data set or an iterable of batches, not {type(forget_set).__name__}.")
+        batches = ready_batches(forget_set)
+        if not with_labels:
+            batches = ({name: value for name, value in batch.items() if name != "labels"} for batch in batches)
+        return batches, processor if processor is not None else processor_at_hand(model)
+    total = None
+    if isinstance(forget_set, datasets.Dataset):
+        if not len(forget_set):
+            raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what))
+        total = len(range(share[0], -(-len(forget_set) // batch_size), share[1]))
+    features = forget_set.features or _resolved_features(forget_set, what)
+    image_column = find_image_column(features, image_column)
+    mapping = None
+    if not with_labels:
+        label_column = None
+    else:
+        try:
+            label_column = find_label_column(features, label_column)
+        except DataError:
+            if label_column is not None or len(usual_label_columns(features)) > 1:
+                raise
+        else:
+            mapping = label_mapping(features[label_column], model.config)
+    processor = processor if processor is not None else load_processor(model)
+    batches = image_batches(
+        forget_set,
+        processor,
+        image_column=image_column,
+        label_column=label_column,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        num_channels=image_channels(model.config),
+        share=share,
+    )
+    bar = logging.tqdm(batches, total=total, desc=f"{what.split()[0].capitalize()} features", unit="batch")
+    return (batch if mapping is None else map_labels(batch, mapping) for batch in bar), processor
+
+
+def _resolved_features(stream: datasets.IterableDataset, what: str):
+    try:
+        return stream._resolve_features().features
+    except StopIteration:
+        raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what)) from None
+    except Exception as error:  # pyarrow's and datasets' own, of many types
+        raise DataError(
+            f"The columns of the {what} are not known ({error}). Give `features=` to its `map`."
+        ) from error
+
+
+def label_mapping(feature, config) -> list[int]:
+    """For each class index of the data set, the model's."""
+    names = model_label_names(config)
+    if isinstance(feature, datasets.ClassLabel):
+        return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels)
+    if not feature.dtype.startswith(("int", "uint", "bool")):
+        raise DataError(
+            f"The label column holds text or fractions ({feature.dtype}). Turn it into a ClassLabel with "
+            "`class_encode_column`, so that its names can be matched to the model's."
+        )
+    return list(range(config.num_labels))
+
+
+def map_labels(batch: Batch, mapping: list[int]) -> Batch:
+    """A batch whose labels are the model's, from one whose labels are the data set's."""
+    labels = batch["labels"]
+    if labels.min() < 0 or labels.max() >= len(mapping):
+        raise DataError(
+            f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes."
+        )
+    return batch | {"labels": torch.tensor(mapping)[labels]}
+
+
+def processor_at_hand(model: PreTrainedModel):
+    """The model's image processor, or None: ready batches need none, and the result carries it where there is one."""
+    try:
+        return load_processor(model)
+    except ModelError:
+        return None

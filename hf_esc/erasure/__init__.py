@@ -1,0 +1,1 @@
+"""Erasures in closed form: ESC and remap, each from images to an erased model."""

@@ -1,0 +1,218 @@
+"""ESC, end to end: one pass over the forget set, the closed-form projection, an erased model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import datasets
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..data.model_batches import forget_batches
+from ..errors import ForgetSetError, IncompleteErasureWarning, OptionError
+from ..features.basis import check_rank, rank_from_percentage
+from ..features.sites import SiteGroup
+from ..ledger.record import MOST_UNCHANGED, Unchanged, cannot_be_seen, label_names, ledger_record, refuse_all_classes
+from ..modeling.fingerprints import weights_sha256
+from ..modeling.modeling_esc import ESCModel
+from .rank import MOST_SUGGESTED, Rank, RankSearch
+from .remap import BANK_SIZE, remap
+from .statistics import collect
+from .wrapping import wrapped_copy
+
+
+def erase(
+    model: PreTrainedModel,
+    forget_set: datasets.Dataset | datasets.IterableDataset | Iterable[Mapping[str, Tensor]],
+    *,
+    method: Literal["esc", "remap"] = "esc",
+    scenario: Literal["classes", "images"] = "classes",
+    p: float = 1.5,
+    rank: Rank = None,
+    per_class: bool = False,
+    retain_set: Any = None,
+    bank_size: int | None = None,
+    threshold: float | None = None,
+    processor: Any = None,
+    batch_size: int = 32,
+    num_workers: int = 0,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    sites: Sequence[SiteGroup] | None = None,
+) -> ESCModel:
+    r"""
+    Make an image classifier forget the images of `forget_set`, without training.
+
+    One pass in eval mode collects the second moment of the forget features,
+    \(M = \sum_i z_i z_i^\top = U \Lambda U^\top\), and the projection \(P = I - U_k U_k^\top\) of its k leading
+    directions is put in front of the head:
+    \(f'(x) = g(P h(x))\) (Eq. 1 and 2 of [ESC](https://huggingface.co/papers/2504.02199)).
+
+    Erasing an [`ESCModel`] again composes: \(P_2 P_1\). The order of requests matters, and two requests in turn are
+    not one request with both sets.
+
+    A linear projection hides the class from the head and from under-trained probes. A probe trained to convergence can
+    still read it, and whoever holds the file can take the projection off.
+
+    Args:
+        model (`PreTrainedModel`): Any image classifier of transformers, or an [`ESCModel`]. It is not touched.
+        forget_set: The images to forget: a `datasets.Dataset` or `IterableDataset` with an image column, or an
+            iterable of ready batches, dicts of tensors as the model takes them, `labels` (the model's class indices)
+            optional.
+        method (`str`, defaults to `"esc"`): `"remap"` puts the map of [`remap`][hf_esc.erasure.remap.remap] in front
+            of the head instead, which a converged probe does not undo; it takes `retain_set`, `bank_size` and
+            `threshold`, and not `p`, `rank` and `per_class`.
+        scenario (`str`, defaults to `"classes"`): What is to be forgotten: the `"classes"` of the forget images, or
+            these `"images"` alone, of whatever classes. Then labels are not looked at, the ledger names no class, and
+            what the head still says is no failure: a model that never saw these images would say it too.
+        p (`float`, defaults to 1.5): Percentage of the d feature directions to project out,
+            \(k = \lfloor pd/100 \rfloor\).
+        rank (`int` or `"auto"`, *optional*): k outright; overrides `p`. `"auto"` takes the smallest k that changes the
+            head's prediction for at least 90 % of the forget images.
+        per_class (`bool`, defaults to `False`): Take k directions for each forgotten label, one label after the other
+            in ascending order, and not k of all together. Needs labels.
+        retain_set, bank_size, threshold (*optional*): Of `method="remap"`.
+        processor (*optional*): Image processor; that of `model.config._name_or_path` by default. Saved with the
+            result.
+        batch_size (`int`, defaults to 32): Images in a batch, where `forget_set` is a data set.
+        num_workers (`int`, defaults to 0): Processes that read images, where `forget_set` is a data set.
+        image_column, label_column (`str`, *optional*): Columns of a data set, found where there is one candidate.
+            Without a label column, no labels are used. Labels with names are matched to the model's by name.
+        sites (`Sequence[SiteGroup]`, *optional*): Where the head reads features; found by tracing otherwise.
+
+    Returns:
+        [`ESCModel`]: In eval mode, with weights of its own. `config.erasures[-1]["unchanged"]` is the share of a
+        sample of the forget images whose prediction the projection did not change; with labels, the share that was
+        classified right and still is. `unchanged_by_label` has that for each of `label_ids`, and the warning and
+        `rank="auto"` go by the worst.
+
+    Raises:
+        ForgetSetError: If the forget set is empty or no forget set.
+        RankError: If k is 0, at least d, or more than the forget features span.
+        NonFiniteError: If a feature is NaN or infinite; the batch is named.
+        SiteError: If the model has no classification head that reads features.
+        LabelError: If the data set's labels are not the model's, or no class of the model would be left.
+        DataError: If a column cannot be found or an image cannot be read.
+        ModelError: If a data set came without an image processor for it.
+        OptionError: If `scenario="images"` meets what needs a class: a remap, or `per_class`.
+
+    Warns:
+        IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do
+            is named.
+    """
+    if scenario not in ("classes", "images"):
+        raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
+    if scenario == "images" and method == "remap":
+        raise OptionError(
+            "The gate of a remap is a class, and these are images of classes that stay. Take ESC for them."
+        )
+    if scenario == "images" and per_class:
+        raise OptionError("`per_class` takes directions for each class, and these are images of classes that stay.")
+    if method == "remap":
+        if p != 1.5 or rank is not None or per_class:
+            raise ValueError("`p`, `rank` and `per_class` belong to ESC; a remap takes `bank_size` and `threshold`.")
+        if retain_set is None:
+            raise ForgetSetError("A remap needs a `retain_set`: pictures that are not of the forgotten classes.")
+        return remap(
+            model,
+            forget_set,
+            retain_set,
+            bank_size=BANK_SIZE if bank_size is None else bank_size,
+            threshold=threshold,
+            processor=processor,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            image_column=image_column,
+            label_column=label_column,
+            sites=sites,
+        )
+    if method != "esc":
+        raise ValueError(f'`method` is "esc" or "remap", not {method!r}; ESC-T is a Trainer, `ESCTTrainer`.')
+    if retain_set is not None or bank_size is not None or threshold is not None:
+        raise ValueError('`retain_set`, `bank_size` and `threshold` belong to `method="remap"`.')
+    _check_arguments(p, rank)
+    batches, image_processor = forget_batches(
+        model,
+        forget_set,
+        processor,
+        batch_size,
+        num_workers,
+        image_column,
+        label_column,
+        with_labels=scenario == "classes",
+    )
+    erased, batches = wrapped_copy(model, batches, sites)
+    erased.image_processor = image_processor
+
+    # A fingerprint takes as long as some images, and a core that the forward pass leaves idle.
+    with ThreadPoolExecutor(1) as other_thread, erased.disable_projection():
+        fingerprint = other_thread.submit(weights_sha256, erased.model)
+        # The features are taken before any projection, which is then applied in float64: after it, what its rounding
+        # leaves of an erased class could pass for new directions.
+        statistics = collect(erased, batches, per_class=per_class)
+    search = RankSearch(erased, statistics)
+    ranks = search.ranks(p, rank)
+    bases = search.bases(ranks)
+    unchanged = search.unchanged(bases)
+    refuse_all_classes(erased.config, statistics.labels)
+    if scenario == "images":
+        pass  # what the head still says of images whose classes stay is no failure
+    elif unchanged is None:
+        warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
+    elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
+        warnings.warn(
+            cannot_be_seen(model.config, statistics.labels, unchanged.right_before),
+            IncompleteErasureWarning,
+            stacklevel=2,
+        )
+    elif unchanged.worst > MOST_UNCHANGED:
+        _warn(
+            unchanged, ranks, label_names(model.config, statistics.labels), search.smallest_rank(limit=MOST_SUGGESTED)
+        )
+    record = ledger_record(
+        model.config,
+        "esc",
+        {
+            "scenario": scenario,
+            "p": None if rank is not None else float(p),
+            "rank": ranks[0] if len(set(ranks)) == 1 else ranks,
+            "per_class": per_class,
+            "base_sha256": fingerprint.result(),
+        },
+        labels=statistics.labels,
+        num_images=statistics.num_images,
+        unchanged=unchanged,
+        unchanged_of=len(statistics.sample.predictions),
+    )
+    erased.set_factors(search.factors(bases), record)
+    return erased
+
+
+def _check_arguments(p: float, rank: Rank) -> None:
+    """What is wrong with p or rank whatever the model: said before the forward pass, not after it."""
+    if rank is None:
+        rank_from_percentage(p, 10**9)
+    elif rank != "auto":
+        check_rank(rank)
+
+
+def _warn(unchanged: Unchanged, ranks: Sequence[int], names: dict[int, Any], smallest: int | None) -> None:
+    advice = (
+        f"A rank of {smallest} (or `auto`) would bring it to {MOST_UNCHANGED:.0%} or less."
+        if smallest is not None
+        else f"No rank that was tried brings that to {MOST_UNCHANGED:.0%} or less: do the images share a class?"
+    )
+    worst = ""
+    if unchanged.by_label and len(unchanged.by_label) > 1:
+        label = max(unchanged.by_label.items(), key=lambda item: item[1])[0]
+        worst = f", and {unchanged.worst:.1%} of those of class {names[label]!r}"
+    warnings.warn(
+        f"The erasure is incomplete: with rank {ranks[0] if len(set(ranks)) == 1 else list(ranks)}, the head still "
+        f"gives "
+        f"{unchanged.share:.1%} of the forget images{worst} the prediction that it gave before. {advice}",
+        IncompleteErasureWarning,
+        stacklevel=3,
+    )

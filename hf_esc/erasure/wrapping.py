@@ -1,0 +1,80 @@
+"""An ESCModel around a copy of a classifier: the given model stays as it is, and its head is found."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import TypeVar
+
+from transformers import PreTrainedModel
+
+from ..data.batches import Batch
+from ..data.model_batches import NOTHING_TO_FORGET
+from ..errors import ForgetSetError, HfEscError, ModelError
+from ..features.sites import SiteGroup, find_sites, graph_tensors
+from ..features.stream import MODEL_ERRORS, model_inputs, refused_batch
+from ..modeling.modeling_esc import ESCModel, wrap
+from ..modeling.projection import Projection
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def wrapped_copy(
+    model: PreTrainedModel, batches: Iterable[Batch], sites: Sequence[SiteGroup] | None = None
+) -> tuple[ESCModel, Iterable[Batch]]:
+    """
+    A copy of `model` as an [`ESCModel`] in eval mode, and all of `batches`.
+
+    Args:
+        model (`PreTrainedModel`): Any image classifier, or an [`ESCModel`], which keeps its erasures. It is not
+            touched.
+        batches (`Iterable[dict[str, torch.Tensor]]`): Images; the first batch is what the head is found with.
+        sites (`Sequence[SiteGroup]`, *optional*): Where the head reads features, where that is known.
+
+    Raises:
+        ForgetSetError: If there is no batch, or the model cannot take it.
+        ModelError: If the model is offloaded, or is the inside of an erased one.
+        SiteError: If the model has no classification head that reads features.
+    """
+    if isinstance(model, ESCModel):
+        if sites is not None:
+            raise ValueError("`sites` are those of the ESCModel already; leave them out.")
+        return copy_of_model(model).eval(), batches
+    batches = iter(batches)
+    first = next(batches, None)
+    if first is None:
+        raise ForgetSetError(NOTHING_TO_FORGET)
+    base = copy_of_model(model)
+    groups = list(sites) if sites is not None else _sites_of(base, first)
+    return wrap(base, [group.to_dict() for group in groups]).eval(), chain([first], batches)
+
+
+def copy_of_model(model: Model) -> Model:
+    """
+    A deep copy, also of a model that caches tensors with a graph, which refuse to be copied.
+
+    Raises:
+        ModelError: If the model is offloaded, or is the inside of an erased one.
+    """
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
+    if not isinstance(model, ESCModel):
+        for module in model.modules():
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(getattr(hook, "__self__", None), Projection):
+                    raise ModelError(
+                        "This is the inside of an erased model, and its erasure would be lost on saving. Pass the "
+                        "ESCModel."
+                    )
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
+
+
+def _sites_of(model: PreTrainedModel, batch: Batch) -> list[SiteGroup]:
+    inputs = model_inputs(model, batch)
+    try:
+        return find_sites(model, inputs)
+    except HfEscError:
+        raise
+    except MODEL_ERRORS as error:
+        raise refused_batch(model, 0, inputs, error) from error

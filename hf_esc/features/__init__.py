@@ -1,0 +1,1 @@
+"""What the head of a classifier reads: where it is, what passes there, and the directions that it spans."""

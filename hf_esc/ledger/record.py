@@ -1,0 +1,142 @@
+"""The ledger of an erased model: one record for each erasure, which says what was done and how well it went."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import transformers
+
+from ..data.labels import erased_labels, model_label_names
+from ..errors import LabelError
+from ..loading import hub_origin
+from ..version import __version__
+
+# The share of unchanged predictions above which an erasure is called incomplete.
+MOST_UNCHANGED = 0.10
+# Methods that leave the weights as they are and put something in front of the head; all others edit the weights.
+_IN_FRONT = ("esc", "esc-t", "remap")
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """
+    What a projection leaves of the head's predictions for the forget images.
+
+    With labels, only a prediction that was right counts as one to be changed: an image that the head took for another
+    class already has nothing to lose. (After the weights were edited, every prediction that is right counts.)
+
+    Args:
+        share (`float`): Of the images that were looked at, those whose prediction stays.
+        by_label (`dict[int, float]`, *optional*): The same for each label: a class that stays whole must not hide
+            behind others that went.
+        right_before (`float`, *optional*): With labels, the share whose prediction was right before.
+    """
+
+    share: float
+    by_label: dict[int, float] | None = None
+    right_before: float | None = None
+
+    @property
+    def worst(self) -> float:
+        """The largest share of any label."""
+        return max(self.by_label.values()) if self.by_label else self.share
+
+
+def label_names(config, labels: Iterable[int]) -> dict[int, Any]:
+    """The model's name of each label, or its number where there are none."""
+    names = model_label_names(config)
+    return {label: names[label] if names else label for label in sorted(labels)}
+
+
+def edits_weights(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of a method that edits the weights."""
+    return record.get("method") not in _IN_FRONT
+
+
+def refuse_all_classes(config, labels: Iterable[int], instead: str = "drop their labels (`remove_columns`)") -> None:
+    """
+    Raise a [`LabelError`] where, with `labels` and what was erased before, no class of the model would be left.
+
+    `instead` is what to do for images of every class.
+    """
+    gone = {*labels, *erased_labels(config)}
+    if len(gone) == config.num_labels:
+        raise LabelError(
+            f"All {len(gone)} classes of the model are to be forgotten, which leaves nothing to keep. To forget "
+            f"images of every class, {instead}."
+        )
+
+
+def refuse_forgotten(config, labels: Iterable[int], retained: Iterable[int], instead: str = "") -> None:
+    """
+    Raise a [`LabelError`] where images to keep are of a class that is to be forgotten or was before: they would teach
+    it again, or stand in for it.
+
+    `instead` is the end of the advice.
+    """
+    kept, now = set(retained), set(labels)
+    for gone, which in ((now, "is to be forgotten"), (erased_labels(config) - now, "was forgotten before")):
+        if both := kept & gone:
+            names = ", ".join(map(str, label_names(config, both).values()))
+            raise LabelError(f"The retain set has images of {names}, which {which}. Take them out{instead}.")
+
+
+def cannot_be_seen(config, labels: Iterable[int], right_before: float, more: str = "") -> str:
+    """What to warn of where the head was wrong about nearly all forget images before."""
+    before = label_names(config, erased_labels(config) & set(labels))
+    why = "Were they erased before, or are the labels not the model's class indices?"
+    if before:
+        names = ", ".join(map(str, before.values()))
+        why = f"The ledger says that {names} was erased before: there is little left to do."
+    return (
+        f"The erasure is incomplete, or cannot be seen: only {right_before:.1%} of the forget images had the "
+        f"prediction that their label says{more}. {why}"
+    )
+
+
+def base_on_the_hub(config) -> tuple[str | None, str | None]:
+    """
+    The Hub's id and the commit of the classifier that is erased, None where it did not come from there: a path is
+    nobody's business.
+    """
+    for record in getattr(config, "erasures", []):
+        return record.get("base"), record.get("base_revision")
+    return hub_origin(config) or (None, None)
+
+
+def ledger_record(
+    config,
+    method: str,
+    settings: dict[str, Any],
+    *,
+    labels: Iterable[int],
+    num_images: int,
+    unchanged: Unchanged | None,
+    unchanged_of: int,
+) -> dict[str, Any]:
+    """A record as [`ESCConfig`] describes it."""
+    shown = label_names(config, labels)
+    base, revision = base_on_the_hub(config)
+    return {
+        "method": method,
+        **settings,
+        "labels": list(shown.values()) or None,
+        "label_ids": list(shown) or None,
+        "num_images": num_images,
+        "unchanged": unchanged.share if unchanged else None,
+        "unchanged_by_label": list(unchanged.by_label.values()) if unchanged and unchanged.by_label else None,
+        "right_before": unchanged.right_before if unchanged else None,
+        "unchanged_of": unchanged_of,
+        "base": base,
+        "base_revision": revision,
+        "versions": {
+            "hf_esc": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }

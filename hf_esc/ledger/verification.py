@@ -1,0 +1,172 @@
+"""Whether an erased model is what its ledger says: the projection, the weights, where they came from, the code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
+from transformers import AutoConfig
+
+from ..errors import CheckpointError, ModelError
+from ..modeling.fingerprints import weights_sha256
+from ..modeling.modeling_esc import AUTO_MAP, ESCModel, copy_code
+from ..version import __version__
+from .record import edits_weights
+
+
+@dataclass(frozen=True)
+class Check:
+    """
+    One thing that was looked at.
+
+    Args:
+        name (`str`): What.
+        passed (`bool`, *optional*): None where it could not be looked at.
+        detail (`str`): What was found, or why it was not looked at.
+    """
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+def verify(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> list[Check]:
+    """
+    Look whether a checkpoint is the erased model that its ledger describes, up to the first thing that is not so.
+
+    In turn: it loads, with a projection that is one and has the fingerprint of the ledger; the ledger is whole; the
+    weights inside have the fingerprint of the ledger; they are those of the base model that it names, where that is at
+    hand (in the cache, or on a Hub that can be reached); the code beside them is that of this version of hf_esc.
+
+    Fingerprints tell accidents and edits from what was made. They do not tell a forger, who can write a new ledger;
+    whom a file is from, the Hub's commits say.
+
+    Args:
+        source (`str` or `Path`): A folder, or an id on the Hub.
+        revision (`str`, *optional*): Revision on the Hub.
+        token (*optional*): As in `from_pretrained`.
+
+    Returns:
+        `list[Check]`: All that was looked at; only the last can be one that did not pass.
+
+    Raises:
+        ModelError: If there is no checkpoint at `source`.
+    """
+    checks = []
+    for check in _checks(str(source), revision, token):
+        checks.append(check)
+        if check.passed is False:
+            break
+    return checks
+
+
+def _checks(source: str, revision: str | None, token: str | bool | None) -> Iterator[Check]:
+    options: dict[str, Any] = {"revision": revision or "main", "token": token}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except CheckpointError as error:
+        yield Check("erased model", False, str(error))
+        return
+    except (OSError, ValueError) as error:
+        raise ModelError(f"There is no checkpoint to verify at {source!r}: {error}") from error
+    if config.model_type != ESCModel.config_class.model_type:
+        plain = f"{source} is a {config.model_type!r} model without a projection"
+        ledger = getattr(config, "erasures", None)
+        if ledger and all(map(edits_weights, ledger)):  # else the ledger names a projection, and it is not there
+            yield Check(
+                "erased model", None, f"{plain}: its weights were edited, of which the ledger has no fingerprint"
+            )
+        else:
+            yield Check("erased model", False, plain)
+        return
+    try:
+        model = ESCModel.from_pretrained(source, **options)
+    except (CheckpointError, OSError, ValueError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
+        yield Check("erased model", False, f"it does not load: {error}")
+        return
+    ledger = model.config.erasures
+    last = ledger[-1]
+    methods = ", ".join(str(record.get("method")) for record in ledger)
+    yield Check("erased model", True, f"{type(model.model).__name__}, {len(ledger)} erased: {methods}")
+    yield Check("projection", True, f"is one, and the ledger's: {last['projection_sha256']}")
+    # Before its weights were last edited, a model had others.
+    first = max((i + 1 for i, record in enumerate(ledger) if edits_weights(record)), default=0)
+    if lacking := [i for i, record in enumerate(ledger) if i >= first and not record.get("base_sha256")]:
+        yield Check("ledger", False, f"record {lacking[0]} has no fingerprint of the weights")
+        return
+    if len(recorded := {record["base_sha256"] for record in ledger[first:]}) > 1:
+        yield Check("ledger", False, f"the weights changed between its records: {', '.join(sorted(recorded))}")
+        return
+    yield Check("ledger", True, f"{len(ledger) - first} records of the same weights")
+    found = weights_sha256(model.model)
+    if found != last["base_sha256"]:
+        detail = (
+            f"their fingerprint is {found}, and the ledger says {last['base_sha256']}: they were trained, cast to "
+        )
+        yield Check("weights", False, detail + "another precision or replaced since the erasure")
+        return
+    yield Check("weights", True, f"the ledger's: {found}")
+    if first:
+        method = ledger[first - 1].get("method")
+        yield Check("base", None, f"the weights were edited ({method}) and are no longer those of the base model")
+    else:
+        yield _base_check(model, last, token)
+    yield _code_check(model, source, last, options)
+
+
+def _base_check(model: ESCModel, record: dict, token: str | bool | None) -> Check:
+    base, revision = record.get("base"), record.get("base_revision")
+    if not base:
+        return Check("base", None, "the ledger names no base model on the Hub")
+    try:
+        validate_repo_id(base)
+    except HFValidationError:
+        return Check("base", False, f"{base!r} is no id on the Hub")
+    if not revision:
+        return Check("base", None, f"the ledger does not say at which revision {base} was loaded")
+    named = f"{base} at {revision}"
+    dtype = next(model.model.parameters()).dtype
+    try:
+        original = type(model.model).from_pretrained(base, revision=revision, dtype=dtype, token=token)
+    except (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return Check("base", None, f"{named} is not at hand: {reason}")
+    if weights_sha256(original) != record["base_sha256"]:
+        return Check("base", False, f"the weights are not those of {named}")
+    return Check("base", True, f"the weights are those of {named}")
+
+
+def _code_check(model: ESCModel, source: str, record: dict, options: dict) -> Check:
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(source, allow_patterns=["*.py", "*.json"], **options))
+    for file in sorted(folder.rglob("*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        expected = AUTO_MAP if file == folder / "config.json" else None
+        if isinstance(found, dict) and found.get("auto_map") != expected:
+            return Check("code", False, f"{file.name} names other code than that of hf_esc: {found.get('auto_map')}")
+    made_with = (record.get("versions") or {}).get("hf_esc")
+    if made_with != __version__:
+        return Check(
+            "code",
+            None,
+            f"the erasure was made with hf_esc {made_with}, and {__version__} is installed: do not run code that "
+            "nobody looked at",
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        copy_code(Path(scratch), model.model)
+        ours = {file.name: file.read_bytes() for file in Path(scratch).glob("*.py")}
+    theirs = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.py")}
+    if strange := sorted(name for name in theirs if ours.get(name) != theirs[name]):
+        return Check("code", False, f"{strange[0]} is not the file that hf_esc {__version__} writes")
+    if missing := sorted(set(ours) - set(theirs)):
+        return Check("code", False, f"{missing[0]} is missing: without hf_esc, the model does not load")
+    return Check("code", True, f"{len(ours)} files of hf_esc {__version__}")

@@ -1,0 +1,1 @@
+"""What every training to forget shares, and ESC-T, which trains a mask."""

@@ -1,0 +1,103 @@
+"""A Trainer whose checkpoints hold no pickle."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Trainer
+
+from ..errors import CheckpointError
+from .training_state import load_state, save_state
+
+
+class SafetensorsTrainer(Trainer):
+    """
+    A Trainer that writes optimizer, schedule, gradient scaler and random states to safetensors and JSON.
+
+    transformers pickles all of these, and what lies on the Hub or in a shared folder should not be unpickled. A run
+    that goes on does so with the weights of its checkpoint, whatever they are called there.
+    """
+
+    optimizer: Any
+    lr_scheduler: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or self.args.output_dir or ".")
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.args.should_save:
+            scaler = getattr(self.accelerator, "scaler", None)
+            save_state(
+                Path(output_dir) / "optimizer.safetensors",
+                {
+                    "optimizer": self.optimizer.state_dict(),
+                    "scheduler": self.lr_scheduler.state_dict(),
+                    "scaler": scaler.state_dict() if scaler is not None else None,
+                },
+            )
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        file = Path(checkpoint or "") / "optimizer.safetensors"
+        if checkpoint is None:
+            return
+        if not file.is_file():
+            warnings.warn(
+                f"{checkpoint} was saved with `save_only_model`: optimizer and schedule begin anew, and the run need "
+                "not come to what it would have come to.",
+                stacklevel=2,
+            )
+            return
+        state = load_state(file)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.lr_scheduler.load_state_dict(state["scheduler"])
+        if state["scaler"] is not None and getattr(self.accelerator, "scaler", None) is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def _save_scaler(self, output_dir: str) -> None:
+        pass  # with the optimizer
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        pass
+
+    def _rng_file(self, folder: str) -> Path:
+        return Path(folder) / f"rng_state_{self.args.process_index}.safetensors"
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.random.get_rng_state()}
+        if torch.accelerator.is_available():
+            states["device"] = torch.get_device_module().get_rng_state()
+        save_state(self._rng_file(output_dir), states)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self._rng_file(checkpoint).is_file():
+            return
+        states = load_state(self._rng_file(checkpoint))
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.random.set_rng_state(states["cpu"])
+        if "device" in states and torch.accelerator.is_available():
+            torch.get_device_module().set_rng_state(states["device"])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """
+        Load weights as `from_pretrained` does.
+
+        transformers writes the weights of some architectures (ViT) under the names of earlier versions. The Trainer's
+        own loading takes the names in the file as they are: it leaves the weights as they were initialised, warns, and
+        goes on.
+        """
+        target: Any = self.model if model is None else model
+        stored, info = type(target).from_pretrained(resume_from_checkpoint, output_loading_info=True)
+        if bad := sorted(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]):
+            raise CheckpointError(f"{resume_from_checkpoint} lacks weights of {type(target).__name__}: {bad[:5]}.")
+        target.load_state_dict(stored.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))

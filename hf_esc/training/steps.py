@@ -1,0 +1,160 @@
+"""Steps of forget and retain images: which rows each one takes, and each process's share of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from ..data.labelled_images import LabelledImages
+
+# The rows of the forget set and of the retain set that one step takes, either of which can be none.
+Step = tuple[Tensor, Tensor]
+NOTHING = torch.empty(0, dtype=torch.long)
+
+
+def shuffled(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """All rows once, in batches of which the last may be smaller."""
+    return list(torch.randperm(rows, generator=generator).split(batch_size))
+
+
+def alone(batches: list[Tensor], *, forget: bool) -> list[Step]:
+    """Steps of one side."""
+    return [(batch, NOTHING) if forget else (NOTHING, batch) for batch in batches]
+
+
+def paired(forget: list[Tensor], retain: list[Tensor]) -> list[Step]:
+    """Steps of both sides: as many as the longer side has batches, and the shorter side goes round."""
+    if len(forget) < len(retain):
+        return list(zip(cycle(forget), retain, strict=False))
+    return list(zip(forget, cycle(retain), strict=False))
+
+
+def mixed(forget: int, retain: int, batch_size: int, generator: torch.Generator) -> list[Step]:
+    """All rows of both sides once, shuffled together."""
+    return [
+        (batch[batch < forget], batch[batch >= forget] - forget)
+        for batch in shuffled(forget + retain, batch_size, generator)
+    ]
+
+
+class Schedule(Sampler[list[tuple[bool, int]]]):
+    """
+    The steps of each epoch, as this process's rows: `(True, row)` of the forget set, `(False, row)` of the retain set.
+
+    Every process has an equal share of each step, and none is empty where the step is not: a share that would be
+    smaller than the others takes rows of the step's beginning once more. It is a share of each side, unless both are
+    shuffled together.
+
+    Args:
+        steps (`Callable`): From an epoch and a generator to the steps of that epoch, of all processes together.
+        index, processes (`int`): Which process of how many this is.
+        seed (`int`): Of the generator, one for each epoch.
+        together (`bool`, defaults to `False`): Share out the rows of both sides as one.
+    """
+
+    def __init__(
+        self,
+        steps: Callable[[int, torch.Generator], list[Step]],
+        index: int,
+        processes: int,
+        *,
+        seed: int,
+        together: bool = False,
+    ):
+        self.steps = steps
+        self.together = together
+        self.index = index
+        self.processes = processes
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the steps of another epoch."""
+        self.epoch = epoch
+
+    def of(self, epoch: int) -> list[Step]:
+        """The steps of an epoch."""
+        # Not the sum: the second epoch of one seed would be the first of the next.
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        return self.steps(epoch, torch.Generator().manual_seed(seed))
+
+    def __len__(self) -> int:
+        return len(self.of(0))
+
+    def position(self, step: int) -> tuple[int, int]:
+        """Epoch and step within it of step `step`, counted from 0: epochs need not be of a length."""
+        epoch = 0
+        while step >= (length := len(self.of(epoch))):
+            step -= length
+            epoch += 1
+        return epoch, step
+
+    def steps_in(self, epochs: float) -> int:
+        """How many steps so many epochs take."""
+        whole = math.floor(epochs)
+        rest = math.ceil((epochs - whole) * len(self.of(whole))) if epochs > whole else 0
+        return sum(len(self.of(epoch)) for epoch in range(whole)) + rest
+
+    def __iter__(self) -> Iterator[list[tuple[bool, int]]]:
+        for forget, retain in self.of(self.epoch):
+            sides = [[(True, row) for row in forget.tolist()], [(False, row) for row in retain.tolist()]]
+            parts = [sides[0] + sides[1]] if self.together else sides
+            yield [row for part in parts for row in self._share(part)]
+
+    def _share(self, rows: list[tuple[bool, int]]) -> list[tuple[bool, int]]:
+        even = -(-len(rows) // self.processes)
+        return (rows * self.processes)[: even * self.processes][self.index :: self.processes]
+
+
+class _Both(torch.utils.data.Dataset):
+    def __init__(self, forget: LabelledImages | None, retain: LabelledImages | None):
+        self.sides = {True: forget, False: retain}
+
+    def __getitems__(self, wanted: list[tuple[bool, int]]) -> dict[str, Any]:
+        batch = {}
+        for side, name in ((True, "forget"), (False, "retain")):
+            images = self.sides[side]
+            rows = [row for of, row in wanted if of is side]
+            if images is not None and rows:
+                batch[name] = images.__getitems__(rows)
+        return batch
+
+
+class PairedLoader(DataLoader):
+    """
+    Batches `{"forget": …, "retain": …}`, of which a step can lack one, each as [`LabelledImages`] gives it.
+
+    Args:
+        forget, retain ([`LabelledImages`], *optional*): What to draw from.
+        schedule ([`Schedule`]): What to draw.
+        num_workers (`int`, defaults to 0): Processes that read images.
+    """
+
+    def __init__(
+        self, forget: LabelledImages | None, retain: LabelledImages | None, schedule: Schedule, num_workers: int = 0
+    ):
+        self.schedule = schedule
+        own: Any = torch.Generator()  # nothing is drawn, and yet a loader would take a seed from the caller's
+        super().__init__(
+            _Both(forget, retain),
+            batch_sampler=schedule,
+            collate_fn=as_it_is,
+            num_workers=num_workers,
+            generator=own,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the steps of another epoch."""
+        self.schedule.set_epoch(epoch)
+
+
+def as_it_is(batch: Any) -> Any:
+    """The collator of data sets that give whole batches."""
+    return batch
