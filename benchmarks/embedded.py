@@ -103,7 +103,7 @@ def main() -> None:
         probes = {"original": probe_accuracies(original, classes), "random": probe_accuracies(random, classes)}
         entry = {"parameters": model.num_parameters(), "features": sites[0].dim, "classes": {}}
         for forget in classes:
-            erased = erase(model, data.select(data.train, [forget]), p=SETTINGS["p"], processor=processor)
+            erased = erase(model, data.select(data.train, [forget]), p=SETTINGS["p"], processing_class=processor)
             after = features_and_predictions(erased, data, processor)
             left = projected(original, erased.projections[0].factors[0].basis)
             assert np.allclose(left["test"][0], after["test"][0], atol=1e-3)  # the same features, both ways

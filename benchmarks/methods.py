@@ -1,6 +1,7 @@
 """Every method behind one call: from a model and images to a model that has forgotten, and seconds."""
 
 import hashlib
+import inspect
 import json
 import tempfile
 import time
@@ -12,17 +13,14 @@ import transformers
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from hf_esc import ESCTTrainer, ESCTTrainingArguments, erase
 from hf_esc.data import ImageData
 from hf_esc.data.labelled_images import file_fingerprints
-from hf_esc.erasure.remap import remap
 from hf_esc.errors import IncompleteErasureWarning
-from hf_esc.unlearning import METHODS, fisher_forgetting
+from hf_esc.methods import METHODS, WEIGHTS
 
+# What [`forget`] gives to a function itself.
+_GIVEN = {"processing_class", "image_column", "label_column", "seed", "sites", "num_workers", "image_memory"}
 QUIET = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True, "logging_strategy": "no"}
-# What each method reads of the images. The paper compares ESC with those that do without retain images.
-RETAIN_DATA = {"remap", "fisher", *(name for name, trainer in METHODS.items() if trainer.uses_retain)}
-
 
 # Settings of an image processor that change no pixel.
 _INERT = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "return_tensors", "device"}
@@ -49,15 +47,11 @@ def reading_of(processor: Any) -> str:
 
 def known_settings(method: str) -> set[str]:
     """The settings that a method of the benchmark takes."""
-    if method in METHODS:
-        return {field.name for field in fields(METHODS[method].arguments)}
-    if method == "esc-t":
-        return {field.name for field in fields(ESCTTrainingArguments)}
-    return {
-        "esc": {"p", "rank", "per_class", "scenario"},
-        "remap": {"bank_size", "threshold"},
-        "fisher": {"alpha", "floor", "zero_head_rows", "num_images", "batch_size", "scenario"},
-    }[method]
+    row = METHODS[method]
+    if row.trained:
+        return {field.name for field in fields(row.load_arguments())}
+    taken = inspect.signature(row.load()).parameters.values()
+    return {parameter.name for parameter in taken if parameter.kind is parameter.KEYWORD_ONLY} - _GIVEN
 
 
 def forget(
@@ -76,26 +70,22 @@ def forget(
     """
     if unknown := set(settings) - known_settings(method):
         raise ValueError(f"{method} has no settings {sorted(unknown)}.")
+    row = METHODS[method]
     columns = {"image_column": data.image_column, "label_column": data.label_column}
-    common = {"processor": processor, **columns}
+    sets = [forget_set, retain_set] if row.uses_retain else [forget_set]
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as scratch:
         warnings.simplefilter("ignore", IncompleteErasureWarning)  # it is in the numbers
         start, start_process = time.perf_counter(), time.process_time()
-        if method == "esc":
-            found = erase(model, forget_set, **settings, **common)
-        elif method == "remap":
-            found = remap(model, forget_set, retain_set, seed=seed, **settings, **common)
-        elif method == "fisher":
-            found = fisher_forgetting(model, forget_set, retain_set, seed=seed, **settings, **common)
-        else:
-            trainer = ESCTTrainer if method == "esc-t" else METHODS[method]
-            arguments = ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
+        if row.trained:
             # The Trainer goes to an accelerator where there is one, unless it is told not to.
-            args = arguments(scratch, seed=seed, use_cpu=model.device.type == "cpu", **QUIET, **settings)
-            sets = [forget_set, retain_set] if method in RETAIN_DATA else [forget_set]
-            run = trainer(model, args, *sets, processing_class=processor, **columns)
+            cpu = model.device.type == "cpu"
+            args = row.load_arguments()(scratch, seed=seed, use_cpu=cpu, **QUIET, **settings)
+            run = row.load()(model, args, *sets, processing_class=processor, **columns)
             run.remove_callback(transformers.PrinterCallback)
             run.train()
-            found = run.erased_model if method == "esc-t" else run.model
+            found = run.model if row.kind == WEIGHTS else run.erased_model
+        else:
+            seeded = {"seed": seed} if "seed" in row.options else {}
+            found = row.load()(model, *sets, processing_class=processor, **seeded, **settings, **columns)
         spent = {"seconds": time.perf_counter() - start, "process_seconds": time.process_time() - start_process}
         return found.eval(), spent

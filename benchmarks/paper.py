@@ -37,7 +37,7 @@ from transformers import (
 )
 from tune import of_classes, tune
 
-from hf_esc import AllCNNConfig, AllCNNForImageClassification
+from hf_esc.all_cnn import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.data import ImageData, load_images
 from hf_esc.data.batches import ImageCollator, NumberedRows
 from hf_esc.loading import load_classifier

@@ -38,7 +38,8 @@ from transformers import (
 )
 
 import hf_esc
-from hf_esc import AllCNNConfig, AllCNNForImageClassification, SecondMoment, erase, find_sites, principal_directions
+from hf_esc import SecondMoment, erase, find_sites, principal_directions
+from hf_esc.all_cnn import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.data import image_batches, load_images
 from hf_esc.erasure.remap import remap
 from hf_esc.features.sites import SiteGroup

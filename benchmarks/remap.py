@@ -190,7 +190,7 @@ def main() -> None:
             label = data.label_names.index(title)
             case = Case(seen.train, seen.test, label, clean, noisy)
             sets = data.forget_set([label]), data.select(data.train, [label], keep=False)
-            common = {"processor": processor, "batch_size": 100, **columns}
+            common = {"processing_class": processor, "batch_size": 100, **columns}
             first = remap(model, *sets, **common).projections[0].factors[0]
             keep((name, title, "original"), case.original, first)
             for seed in SEEDS:

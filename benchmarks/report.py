@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import report_methods
 import report_unlearning
 
 ROOT = Path(__file__).parents[1]
@@ -474,6 +475,7 @@ BLOCKS = {
         test,
     )
 } | report_unlearning.BLOCKS
+BLOCKS |= report_methods.BLOCKS
 
 
 def main() -> None:

@@ -7,30 +7,14 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Any
 
+from hf_esc.methods import METHODS
+
 RESULTS = Path(__file__).parent / "results"
-NAMES = {
-    "original": "Original",
-    "retrain": "Retrain",
-    "random": "Random network",
-    "esc": "ESC",
-    "esc-t": "ESC-T",
-    "remap": "Remap",
-    "delete": "DELETE",
-    "neg-grad": "NegGrad",
-    "random-label": "Random labels",
-    "boundary-shrink": "Boundary Shrink",
-    "lau": "LAU",
-    "finetune": "Finetune",
-    "l1-sparse": "ℓ1-sparse",
-    "scrub": "SCRUB",
-    "salun": "SalUn",
-    "neg-grad-plus": "NegGrad+",
-    "bad-teacher": "Bad teacher",
-    "fisher": "Fisher",
-}
 REFERENCES = ("original", "retrain", "random")
+NAMES = {"original": "Original", "retrain": "Retrain", "random": "Random network"}
+NAMES |= {method.name: method.title for method in METHODS.values()}
 # What a row trains on or looks at besides the images to forget.
-READS_RETAIN = ("remap", "finetune", "l1-sparse", "scrub", "salun", "neg-grad-plus", "bad-teacher", "fisher")
+READS_RETAIN = [method.name for method in METHODS.values() if method.uses_retain and method.name not in REFERENCES]
 # What makes a trial shorter than a run.
 _SHORTER = {"num_train_epochs": "epoch", "num_images": "image"}
 Row = dict[str, Any]

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from methods import RETAIN_DATA, forget, images_sha256, reading_of
+from methods import forget, images_sha256, reading_of
 from performance import setting
-from report_unlearning import REFERENCES
+from report_unlearning import READS_RETAIN, REFERENCES
 from results import read, write
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import logging
@@ -294,7 +294,7 @@ def quick(experiment: Experiment) -> Experiment:
     methods = [
         {key: value for key, value in method.items() if key not in ("seeds", "requests")}
         for method in experiment.methods
-        if method["method"] not in RETAIN_DATA
+        if method["method"] not in READS_RETAIN
     ]
     return dataclasses.replace(
         experiment, requests=experiment.requests[:1], seeds=experiment.seeds[:1], methods=methods

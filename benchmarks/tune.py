@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from methods import METHODS, RETAIN_DATA, forget, images_sha256
+from methods import METHODS, forget, images_sha256
 from performance import setting
 from results import read, write
 from transformers import HfArgumentParser, PreTrainedModel
@@ -115,11 +115,11 @@ def tuning_file(model: str, fraction: float = 0.0) -> Path:
 
 def shorter(method: str, epochs: int | None) -> dict[str, Any]:
     """What makes a trial shorter than a run: fewer epochs, or a fifth of the images of Fisher forgetting."""
-    if epochs is None or method not in RETAIN_DATA:
+    if epochs is None or not METHODS[method].uses_retain:
         return {}
     if method == "fisher":
         return {"num_images": 100}
-    own = next(field.default for field in fields(METHODS[method].arguments) if field.name == "num_train_epochs")
+    own = next(field.default for field in fields(METHODS[method].load_arguments()) if field.name == "num_train_epochs")
     return {"num_train_epochs": epochs} if own > max(epochs, LEAST_EPOCHS) else {}
 
 
@@ -220,9 +220,9 @@ def main() -> None:
     [arguments] = HfArgumentParser(Arguments).parse_args_into_dataclasses()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    names = [name for name in [*METHODS, "fisher"] if name not in UNTUNED]
+    names = [name for name, row in METHODS.items() if row.edits_weights and name not in UNTUNED]
     names = [name for name in names if not arguments.methods or name in arguments.methods]
-    names = [name for name in names if not (arguments.without_retain and name in RETAIN_DATA)]
+    names = [name for name in names if not (arguments.without_retain and METHODS[name].uses_retain)]
     model = load_classifier(arguments.model, device="cpu")
     data = load_images("embedded")
     if arguments.fraction:

@@ -1,7 +1,8 @@
 """
 hf_esc: make an image classifier forget a class, in feature space.
 
-Importing it registers ESC with the Auto classes of transformers, as soon as these are imported.
+Importing it registers ESC with the Auto classes of transformers, as soon as these are imported. The names below are
+imported when they are first used. The other methods that train are in `hf_esc.unlearning`.
 """
 
 import importlib
@@ -10,137 +11,66 @@ from typing import TYPE_CHECKING
 from .registration import register
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .data.image_data import load_images
+    from .erasure.esc import erase
+    from .erasure.remap import remap
+    from .errors import HfEscError
+    from .evaluation.report import UnlearningReport
+    from .evaluation.unlearning import evaluate_unlearning
+    from .features.basis import principal_directions
+    from .features.moments import SecondMoment
+    from .features.sites import find_sites
+    from .ledger.verification import verify
+    from .loading import load_classifier
+    from .modeling.configuration_esc import ESCConfig
+    from .modeling.modeling_esc import ESCFeatureModel, ESCModel
+    from .training.trainer_esc_t import ESCTTrainer
+    from .training.training_args_esc_t import ESCTTrainingArguments
+    from .unlearning.trainer import UnlearningTrainer
+    from .unlearning.training_args import UnlearningArguments
+
 _HOMES = {
     "ESCConfig": "modeling.configuration_esc",
-    "ESCModel": "modeling.modeling_esc",
     "ESCFeatureModel": "modeling.modeling_esc",
+    "ESCModel": "modeling.modeling_esc",
     "ESCTTrainer": "training.trainer_esc_t",
     "ESCTTrainingArguments": "training.training_args_esc_t",
-    "erase": "erasure.esc",
-    "SecondMoment": "features.moments",
-    "principal_directions": "features.basis",
-    "SiteGroup": "features.sites",
-    "find_sites": "features.sites",
-    "AllCNNConfig": "all_cnn",
-    "AllCNNForImageClassification": "all_cnn",
     "HfEscError": "errors",
-    **dict.fromkeys(
-        (
-            "BadTeacherArguments",
-            "BadTeacherTrainer",
-            "BoundaryShrinkArguments",
-            "BoundaryShrinkTrainer",
-            "DELETEArguments",
-            "DELETETrainer",
-            "FinetuneArguments",
-            "FinetuneTrainer",
-            "L1SparseArguments",
-            "L1SparseTrainer",
-            "LayerAttackArguments",
-            "LayerAttackTrainer",
-            "NegGradArguments",
-            "NegGradPlusArguments",
-            "NegGradPlusTrainer",
-            "NegGradTrainer",
-            "RandomLabelArguments",
-            "RandomLabelTrainer",
-            "RetrainArguments",
-            "RetrainTrainer",
-            "SCRUBArguments",
-            "SCRUBTrainer",
-            "SalUnArguments",
-            "SalUnTrainer",
-            "UnlearningArguments",
-            "UnlearningTrainer",
-            "fisher_forgetting",
-        ),
-        "unlearning",
-    ),
+    "SecondMoment": "features.moments",
+    "UnlearningArguments": "unlearning.training_args",
+    "UnlearningReport": "evaluation.report",
+    "UnlearningTrainer": "unlearning.trainer",
+    "erase": "erasure.esc",
+    "evaluate_unlearning": "evaluation.unlearning",
+    "find_sites": "features.sites",
+    "load_classifier": "loading",
+    "load_images": "data.image_data",
+    "principal_directions": "features.basis",
+    "remap": "erasure.remap",
+    "verify": "ledger.verification",
 }
 __all__ = [
-    "AllCNNConfig",
-    "AllCNNForImageClassification",
-    "BadTeacherArguments",
-    "BadTeacherTrainer",
-    "BoundaryShrinkArguments",
-    "BoundaryShrinkTrainer",
-    "DELETEArguments",
-    "DELETETrainer",
     "ESCConfig",
     "ESCFeatureModel",
     "ESCModel",
     "ESCTTrainer",
     "ESCTTrainingArguments",
-    "FinetuneArguments",
-    "FinetuneTrainer",
     "HfEscError",
-    "L1SparseArguments",
-    "L1SparseTrainer",
-    "LayerAttackArguments",
-    "LayerAttackTrainer",
-    "NegGradArguments",
-    "NegGradPlusArguments",
-    "NegGradPlusTrainer",
-    "NegGradTrainer",
-    "RandomLabelArguments",
-    "RandomLabelTrainer",
-    "RetrainArguments",
-    "RetrainTrainer",
-    "SCRUBArguments",
-    "SCRUBTrainer",
-    "SalUnArguments",
-    "SalUnTrainer",
     "SecondMoment",
-    "SiteGroup",
     "UnlearningArguments",
+    "UnlearningReport",
     "UnlearningTrainer",
     "__version__",
     "erase",
+    "evaluate_unlearning",
     "find_sites",
-    "fisher_forgetting",
+    "load_classifier",
+    "load_images",
     "principal_directions",
+    "remap",
+    "verify",
 ]
-
-if TYPE_CHECKING:
-    from .all_cnn import AllCNNConfig, AllCNNForImageClassification
-    from .erasure.esc import erase
-    from .errors import HfEscError
-    from .features.basis import principal_directions
-    from .features.moments import SecondMoment
-    from .features.sites import SiteGroup, find_sites
-    from .modeling.configuration_esc import ESCConfig
-    from .modeling.modeling_esc import ESCFeatureModel, ESCModel
-    from .training.trainer_esc_t import ESCTTrainer
-    from .training.training_args_esc_t import ESCTTrainingArguments
-    from .unlearning import (
-        BadTeacherArguments,
-        BadTeacherTrainer,
-        BoundaryShrinkArguments,
-        BoundaryShrinkTrainer,
-        DELETEArguments,
-        DELETETrainer,
-        FinetuneArguments,
-        FinetuneTrainer,
-        L1SparseArguments,
-        L1SparseTrainer,
-        LayerAttackArguments,
-        LayerAttackTrainer,
-        NegGradArguments,
-        NegGradPlusArguments,
-        NegGradPlusTrainer,
-        NegGradTrainer,
-        RandomLabelArguments,
-        RandomLabelTrainer,
-        RetrainArguments,
-        RetrainTrainer,
-        SalUnArguments,
-        SalUnTrainer,
-        SCRUBArguments,
-        SCRUBTrainer,
-        UnlearningArguments,
-        UnlearningTrainer,
-        fisher_forgetting,
-    )
 
 
 def __getattr__(name: str):

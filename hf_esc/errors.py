@@ -1,5 +1,8 @@
 """What can go wrong, by name. Each error is also the builtin that fits, so callers can catch either."""
 
+import sys
+import warnings
+
 # Those that travel with checkpoints stand beside the code that raises them.
 from .modeling.errors import CheckpointError as CheckpointError
 from .modeling.errors import HfEscError as HfEscError
@@ -64,3 +67,11 @@ class OutputError(HfEscError, FileExistsError):
 
 class IncompleteErasureWarning(UserWarning):
     """The projection leaves the head's prediction for many of the forget images as it was."""
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of whoever called into hf_esc, however deep in it the reason was found."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)

@@ -16,6 +16,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Pr
 
 from .embedded import resolve_model
 from .errors import HfEscError, ModelError
+from .modeling.modeling_esc import inner_classifier
 
 # Of the network that reports are made with.
 RANDOM_SEED = 0
@@ -81,13 +82,13 @@ def load_processor(model: PreTrainedModel) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass "
-            f"`processor=`."
+            f"`processing_class=`."
         ) from error
 
 
 def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
     """A randomly initialised network of the architecture of `model`, of what is inside an [`ESCModel`]."""
-    base = model.model if model.config.model_type == "esc" else model
+    base = inner_classifier(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

@@ -98,7 +98,7 @@ def small(coloured, all_cnn):
     """A small random network after ESC of cats, and of birds after them, and its image processor."""
     model, processor = tiny(), load_processor(all_cnn)
     for label in (CAT, BIRD):
-        model = quietly(model, coloured.forget_set([label]), processor=processor, rank=1)
+        model = quietly(model, coloured.forget_set([label]), processing_class=processor, rank=1)
     return model, processor
 
 

@@ -25,7 +25,6 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import methods  # noqa: E402
 import paper  # noqa: E402
-import report_unlearning as report  # noqa: E402
 import results  # noqa: E402
 import run  # noqa: E402
 import tune  # noqa: E402
@@ -204,14 +203,6 @@ def test_the_committed_experiments_name_methods_and_settings_that_there_are():
         for method in made.methods:
             if method["method"] not in run.REFERENCES:
                 assert set(method.get("settings", {})) <= methods.known_settings(method["method"])
-    assert {method for method in report.NAMES if method not in report.REFERENCES} == {
-        "esc",
-        "esc-t",
-        "remap",
-        "fisher",
-        *methods.METHODS,
-    } - {"retrain"}
-    assert set(report.READS_RETAIN) == methods.RETAIN_DATA - {"retrain"}
 
 
 def test_the_rate_of_a_method_is_the_best_of_seven_trials_on_images_that_it_has_not_seen(clothes, here, calls):
@@ -252,11 +243,11 @@ def test_trials_of_another_class_model_or_length_are_not_taken_for_these(clothes
 
 
 def test_a_shorter_trial_is_one_of_a_method_that_trains_for_long_on_retain_images():
-    assert {name: tune.shorter(name, 2) for name in (*methods.METHODS, "fisher") if tune.shorter(name, 2)} == {
+    assert {name: tune.shorter(name, 2) for name in methods.METHODS if tune.shorter(name, 2)} == {
         "fisher": {"num_images": 100},
         **{name: {"num_train_epochs": 2} for name in ("neg-grad-plus", "salun", "finetune", "l1-sparse", "retrain")},
     }
-    assert not any(tune.shorter(name, None) for name in (*methods.METHODS, "fisher"))
+    assert not any(tune.shorter(name, None) for name in methods.METHODS)
 
 
 def _files(images) -> set:

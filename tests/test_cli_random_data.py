@@ -144,10 +144,9 @@ def test_esc_of_images_is_that_of_images_without_labels_and_no_class_is_named():
     assert bare.config.erasures[0]["scenario"] == "classes"
 
 
-def test_a_remap_and_directions_by_class_are_of_classes():
+def test_directions_by_class_are_of_classes():
     both = [{"pixel_values": images(4), "labels": torch.arange(4)}]
     for options, message in (
-        ({"method": "remap", "retain_set": both}, "The gate of a remap is a class"),
         ({"per_class": True, "rank": 1}, "`per_class` takes directions for each class"),
         ({"scenario": "pictures"}, "`scenario` is classes or images, not 'pictures'"),
     ):
@@ -312,7 +311,10 @@ def test_copies_of_forgotten_images_are_not_kept(hf_esc, data, tmp_path):
         (("--forget-indices", ","), "The forget set is empty"),
         (("--forget-indices", "rows.txt"), "'rows.txt' is none (and there is no such file)"),
         (("--forget-indices", ",".join(map(str, range(600)))), "All 600 training images are to be forgotten"),
-        (("--forget-indices", "1", "--method", "remap"), "The gate of a remap is a class"),
+        (
+            ("--forget-indices", "1", "--method", "remap"),
+            "Remap forgets classes, and these are images of classes that stay",
+        ),
         (("--forget-indices", "1,2", "--per-class"), "`per_class` takes directions for each class"),
         (("--forget-indices", "1", "--method", "fisher", "--zero-head-rows"), "`zero_head_rows` forgets a class"),
     ],

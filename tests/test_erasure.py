@@ -211,23 +211,23 @@ def test_sites_that_are_given_are_taken():
 
 def test_a_grey_model_takes_pictures_of_any_mode():
     processor = ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.5], image_std=[0.5])
-    erased = quietly(tiny(num_channels=1), labelled([0] * 12, NAMES), rank=1, processor=processor)
+    erased = quietly(tiny(num_channels=1), labelled([0] * 12, NAMES), rank=1, processing_class=processor)
     assert erased(images(2)[:, :1]).logits.shape == (2, len(NAMES))
 
 
 def test_labels_are_matched_to_the_models_by_name():
     reverse = NAMES[::-1]
     forget_set = labelled([0] * 6 + [1] * 6, NAMES)
-    erased = quietly(tiny(reverse), forget_set, rank=1, processor=PROCESSOR)
+    erased = quietly(tiny(reverse), forget_set, rank=1, processing_class=PROCESSOR)
     assert sorted(erased.config.erasures[0]["labels"]) == sorted(NAMES[:2])
-    numbers = quietly(tiny(reverse), labelled([0] * 6 + [1] * 6), rank=1, processor=PROCESSOR)
+    numbers = quietly(tiny(reverse), labelled([0] * 6 + [1] * 6), rank=1, processing_class=PROCESSOR)
     assert numbers.config.erasures[0]["labels"] == reverse[:2]
     with pytest.raises(LabelError, match="labels are not the model's"):
-        erase(tiny(), labelled([0, 1], ["cat", "unicorn"]), rank=1, processor=PROCESSOR)
+        erase(tiny(), labelled([0, 1], ["cat", "unicorn"]), rank=1, processing_class=PROCESSOR)
 
 
 def test_without_labels_none_are_recorded():
-    erased = quietly(tiny(), labelled([0] * 6).remove_columns("label"), rank=1, processor=PROCESSOR)
+    erased = quietly(tiny(), labelled([0] * 6).remove_columns("label"), rank=1, processing_class=PROCESSOR)
     assert erased.config.erasures[0]["labels"] is None
 
 

@@ -52,7 +52,7 @@ def test_a_second_request_for_more_than_is_left_is_refused():
 @pytest.mark.parametrize("empty", [[], iter(()), labelled([0], NAMES).select([])], ids=["list", "iterator", "Dataset"])
 def test_an_empty_forget_set_is_refused(empty):
     with pytest.raises(ForgetSetError, match="The forget set is empty"):
-        erase(tiny(), empty, rank=1, processor=PROCESSOR)
+        erase(tiny(), empty, rank=1, processing_class=PROCESSOR)
 
 
 def test_several_splits_are_refused():
@@ -103,7 +103,7 @@ def test_classes_one_by_one_need_labels():
 
 
 def test_pictures_need_a_processor():
-    with pytest.raises(ModelError, match=r"No image processor was found .* Pass `processor=`"):
+    with pytest.raises(ModelError, match=r"No image processor was found .* Pass `processing_class=`"):
         erase(tiny(), labelled([0] * 4, NAMES), rank=1)
 
 
@@ -118,7 +118,7 @@ def test_label_columns_that_cannot_be_matched_are_refused():
         (two, "2 columns could hold the labels: 'label', 'shop'"),
     ):
         with pytest.raises(DataError, match=message):
-            erase(tiny(), forget_set, rank=1, processor=PROCESSOR)
+            erase(tiny(), forget_set, rank=1, processing_class=PROCESSOR)
 
 
 def test_the_same_images_again_have_nothing_left_to_erase():
@@ -169,7 +169,7 @@ def test_labels_of_ready_batches_are_class_indices_in_all_batches_or_none(labels
 
 def test_a_stream_without_images_and_tensors_in_a_column_are_refused():
     with pytest.raises(ForgetSetError, match="empty"):
-        erase(tiny(), datasets.IterableDataset.from_generator(lambda: iter(())), rank=1, processor=PROCESSOR)
+        erase(tiny(), datasets.IterableDataset.from_generator(lambda: iter(())), rank=1, processing_class=PROCESSOR)
     rows = datasets.Dataset.from_dict({"pixel_values": images(2).tolist()})
     with pytest.raises(DataError, match="not images"):
-        erase(tiny(), rows, rank=1, processor=PROCESSOR)
+        erase(tiny(), rows, rank=1, processing_class=PROCESSOR)

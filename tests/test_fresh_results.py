@@ -85,7 +85,7 @@ def test_a_row_of_remap(resnet, fashion, tmp_path):
     stored = committed("remap")[MODEL][CLASS]
     seen = model_features(resnet, fashion, load_processor(resnet), folder=tmp_path, batch_size=250)
     sets = fashion.forget_set([TROUSER]), fashion.select(fashion.train, [TROUSER], keep=False)
-    factor = remap(resnet, *sets, processor=load_processor(resnet), batch_size=100).projections[0].factors[0]
+    factor = remap(resnet, *sets, processing_class=load_processor(resnet), batch_size=100).projections[0].factors[0]
     few = seen.test.features[:10]
     case = remap_benchmark.Case(seen.train, seen.test, TROUSER, few, few)
     near(case.gate(factor), stored["seed=0"]["gate"], points=0.5)

@@ -37,7 +37,7 @@ def test_a_model_comes_in_eval_mode_with_its_processor(resnet):
 def test_a_processor_that_the_model_carries_comes_first(resnet):
     model = ViTForImageClassification(CONFIG)
     with pytest.raises(
-        ModelError, match=r"No image processor was found for ViTForImageClassification.*Pass `processor=`"
+        ModelError, match=r"No image processor was found for ViTForImageClassification.*Pass `processing_class=`"
     ):
         load_processor(model)
     model.image_processor = ViTImageProcessor()

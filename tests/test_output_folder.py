@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from hf_esc.cli.output_folder import check_output, write_folder
 from hf_esc.errors import OutputError
+from hf_esc.saving import check_output, write_folder
 
 
 def fail_within(target, content: str) -> None:

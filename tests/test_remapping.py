@@ -17,7 +17,15 @@ from hf_esc import ESCModel, erase
 from hf_esc.all_cnn import AllCNNForImageClassification
 from hf_esc.data import image_batches
 from hf_esc.erasure.remap import remap
-from hf_esc.errors import ForgetSetError, HfEscError, IncompleteErasureWarning, LabelError, NonFiniteError, SiteError
+from hf_esc.errors import (
+    ForgetSetError,
+    HfEscError,
+    IncompleteErasureWarning,
+    LabelError,
+    NonFiniteError,
+    OptionError,
+    SiteError,
+)
 from hf_esc.evaluation.probes import train_probe
 from hf_esc.features.sites import SiteGroup
 from hf_esc.ledger.verification import verify
@@ -45,7 +53,7 @@ def part(fashion):
 def erased(resnet, fashion):
     """The embedded ResNet (d = 128) without Trouser, as by default."""
     retain = fashion.select(fashion.train, [TROUSER], keep=False)
-    return erase(resnet, fashion.select(fashion.train, [TROUSER]), method="remap", retain_set=retain)
+    return remap(resnet, fashion.select(fashion.train, [TROUSER]), retain)
 
 
 @pytest.fixture(scope="module")
@@ -653,24 +661,11 @@ def _never():
     ids=str,
 )
 def test_a_number_that_is_none_is_refused_before_the_first_image(bad, words):
-    refused(ValueError, words, remap, tiny(), _never(), _never(), **bad)
-    if None not in bad.values():
-        refused(ValueError, words, erase, tiny(), _never(), method="remap", retain_set=_never(), **bad)
+    refused(OptionError, words, remap, tiny(), _never(), _never(), **bad)
 
 
-@pytest.mark.parametrize("bad", [{"p": 3}, {"rank": 2}, {"rank": "auto"}, {"per_class": True}], ids=str)
-def test_settings_of_esc_do_not_go_with_a_remap(bad):
-    words = "`p`, `rank` and `per_class` belong to ESC"
-    refused(ValueError, words, erase, tiny(), _never(), method="remap", retain_set=_never(), **bad)
-
-
-def test_settings_of_a_remap_do_not_go_with_esc_and_it_needs_a_retain_set():
-    words = '`retain_set`, `bank_size` and `threshold` belong to `method="remap"`'
-    for bad in ({"retain_set": []}, {"bank_size": 5}, {"threshold": 0.5}):
-        refused(ValueError, words, erase, tiny(), _never(), **bad)
-    refused(ForgetSetError, "A remap needs a `retain_set`", erase, tiny(), _never(), method="remap")
-    for method in ("esc-t", "ESC", None):
-        refused(ValueError, r'`method` is "esc" or "remap", not', erase, tiny(), _never(), method=method)
+def test_a_remap_needs_retain_images():
+    refused(ForgetSetError, "A remap needs a `retain_set`", remap, tiny(), _never(), None)
 
 
 def test_all_classes_are_not_forgotten(resnet, after, fashion, part):
@@ -833,7 +828,7 @@ def test_a_data_set_needs_an_image_processor_and_labels_of_the_model(few):
         remap(tiny(), labelled([0] * 6, NAMES), labelled([1] * 6, NAMES))
     processor = ViTImageProcessor(size={"height": 16, "width": 16})
     with pytest.raises(LabelError, match="labels are not the model's"):
-        remap(tiny(), *few, processor=processor)
+        remap(tiny(), *few, processing_class=processor)
     forget = [{"pixel_values": images(4), "labels": torch.tensor([0, 1, 2, 4])}]
     refused(LabelError, "range from 0 to 4, and the model has 4 classes", remap, tiny(), forget, [])
 

@@ -106,7 +106,7 @@ def erasure(model_name: str, name: str, rank: str) -> Erasure:
         model,
         data.forget_set(data.resolve(name, model.config)),
         rank=rank if rank == "auto" else int(rank),
-        processor=load_processor(model),
+        processing_class=load_processor(model),
     )
     # The backbone is the original's, so its features need only pass the projection and the head.
     features = {

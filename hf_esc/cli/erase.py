@@ -7,13 +7,16 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError, RankError
+from ..methods import METHODS
+from ..saving import check_output, write_folder
 from . import options
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
-from .methods import EDITS, RETAIN, Method, listed, refuse_foreign
-from .output_folder import check_output, write_folder
+from .methods import MethodName, listed, refuse_foreign
 from .report import print_erasure
 from .request import Wish, read_rows, retain_set
+
+_LEARN_FROM_RETAIN = [method for method in METHODS.values() if method.uses_retain and method.edits_weights]
 
 
 def erase(
@@ -29,13 +32,13 @@ def erase(
     forget_seed: options.ForgetSeed = None,
     forget_indices: options.ForgetIndices = None,
     method: Annotated[
-        Method,
+        MethodName,
         typer.Option(
             help="`esc`: closed form. `esc-t`: a trained mask. `remap`: features become those of other classes. The "
             "others change the weights: `fisher` adds noise, the rest are trainings, and any argument of a training "
-            "(--learning-rate 0.01, say) can be given too, with its value."
+            "(--learning-rate 0.01, say) can be given too, with its value.",
         ),
-    ] = Method.ESC,
+    ] = MethodName["esc"],
     p: Annotated[
         float | None,
         typer.Option(help="esc: percentage of the feature directions to project out, by default 1.5."),
@@ -70,8 +73,8 @@ def erase(
         typer.Option(
             metavar="DATA",
             help="remap: pictures whose features stand in for those of the forgotten classes, and travel with the "
-            f"file. {listed(RETAIN)}: images to keep, with labels. By default, those of --dataset that are not "
-            "forgotten, nor were before. All other methods look at the forget images alone.",
+            f"file. {listed(_LEARN_FROM_RETAIN)}: images to keep, with labels. By default, those of --dataset that "
+            "are not forgotten, nor were before. All other methods look at the forget images alone.",
         ),
     ] = None,
     bank_size: Annotated[int | None, typer.Option(min=2, help="remap: how many of them, by default 2000.")] = None,
@@ -113,10 +116,11 @@ def erase(
     wish = Wish(forget, forget_fraction, forget_seed, read_rows(forget_indices)).needed()
     settings = {"p": p, "rank": rank, "per-class": per_class or None, "tau": tau, "epochs": epochs, "seed": seed}
     settings |= {"retain": retain, "bank-size": bank_size, "gate-threshold": gate_threshold}
-    refuse_foreign(method, settings)
-    if method is Method.REMAP and wish.of_images:
+    row = METHODS[method.value]
+    refuse_foreign(row, settings)
+    if wish.of_images and not row.forgets_images:
         raise OptionError(
-            "The gate of a remap is a class, and these are images of classes that stay. Take esc for them."
+            f"{row.title} forgets classes, and these are images of classes that stay. Take esc for them."
         )
     if gate_threshold is not None and not 0 < gate_threshold < 1:
         raise OptionError(f"`--gate-threshold` is a probability between 0 and 1, not {gate_threshold}.")
@@ -131,7 +135,7 @@ def erase(
     with tempfile.TemporaryDirectory() as scratch:
         # What is wrong with its settings is said before the model is loaded.
         run = runner(
-            method,
+            row,
             settings,
             context.args,
             others=[name for option in context.command.params for name in option.opts],
@@ -146,7 +150,7 @@ def erase(
         )
         data = load_images(dataset, image_column=image_column, label_column=label_column)
         request = wish.found_in(data, original.config)
-        kept = retain_set(method, retain, request, original.config)
+        kept = retain_set(row, retain, request, original.config)
         processor = load_processor(original)
         clock.lap("load")
         with collected_warnings() as incomplete:
@@ -157,7 +161,7 @@ def erase(
     # The folder takes its place when all has gone well, evaluation included: a run that fails leaves none.
     with write_folder(output, overwrite=overwrite) as folder:
         erased.save_pretrained(folder)
-        if method in EDITS:
+        if row.edits_weights:
             processor.save_pretrained(folder)
         # What is measured is what others will load, and it does load.
         reloaded = load_classifier(str(folder), device=device)

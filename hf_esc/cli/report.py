@@ -6,6 +6,8 @@ from typing import Any
 
 import typer
 
+from ..methods import METHODS
+
 # What an erasure costs the other classes is said from here on.
 _FEW_POINTS = 5.0
 
@@ -53,7 +55,7 @@ def print_erasure(
         seconds (`Mapping[str, float]`): By phase.
         as_json (`bool`): One object in place of text.
     """
-    from ..ledger.record import MOST_UNCHANGED
+    from ..ledger.record import MOST_UNCHANGED, is_complete
 
     record = config.erasures[-1]
     dims = [site["dim"] for site in getattr(config, "sites", [])]  # a model whose weights were edited has none
@@ -77,7 +79,7 @@ def print_erasure(
                 **{name: record[name] for name in details if name in record},
                 **edits,
                 "num_forget": record["num_images"],
-                "complete": _complete(record, incomplete, back, unseen),
+                "complete": _complete(record, back, unseen),
                 "seconds": seconds,
                 "output": output,
             }
@@ -103,10 +105,10 @@ def print_erasure(
     if loss := _loss(before, after):
         typer.echo(f"The other {'images' if of_images else 'classes'} lost {loss:.1f} points of accuracy.")
     right_before = record.get("right_before")  # None where the images had no labels
-    if incomplete and right_before is not None and right_before < MOST_UNCHANGED:
-        typer.echo(f"NOTHING TO BE SEEN. {incomplete[-1]}")
-    elif incomplete:
-        typer.echo(f"NOT ERASED WHOLE. {incomplete[-1]}")
+    if is_complete(record) is False:
+        unseen_before = right_before is not None and right_before < MOST_UNCHANGED
+        why = str(incomplete[-1]) if incomplete else "The head still gives the class to forget images."
+        typer.echo(f"{'NOTHING TO BE SEEN' if unseen_before else 'NOT ERASED WHOLE'}. {why}")
     elif of_images:
         typer.echo(
             "Accuracies do not tell whether they are forgotten: a model that never saw them gets most right, too."
@@ -114,19 +116,20 @@ def print_erasure(
     elif record["unchanged"] is None:
         typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
     else:
-        reads = "what the gate misses" if record["method"] == "remap" else "it"
+        reads = "what the gate misses" if "gate_recall" in record else "it"
         hidden = f"{_what(record, of_images)} is hidden from the head." if earlier else "Hidden from the head."
         typer.echo(f"{hidden} A probe trained on the features may still read {reads}.")
     typer.echo(f"The model is in {output}.")
 
 
-def _complete(
-    record: Mapping[str, Any], incomplete: Sequence[Any], back: Sequence[str], unseen: Sequence[str]
-) -> bool | None:
-    """Whether all that was erased is gone; None where nothing tells."""
-    if back or (incomplete and record.get("scenario") != "images"):
+def _complete(record: Mapping[str, Any], back: Sequence[str], unseen: Sequence[str]) -> bool | None:
+    """Whether this erasure is complete and what was erased before is still gone; None where nothing tells."""
+    from ..ledger.record import is_complete
+
+    if back:
         return False
-    return None if unseen or record["unchanged"] is None or record.get("scenario") == "images" else True
+    complete = is_complete(record)
+    return None if unseen and complete else complete
 
 
 def _loss(before: Mapping[str, float | None] | None, after: Mapping[str, float | None] | None) -> float | None:
@@ -157,27 +160,21 @@ def _what(record: Mapping[str, Any], of_images: bool) -> str:
 
 
 def _how(record: Mapping[str, Any], dims: Sequence[int]) -> str:
-    """What was done with how many images."""
-    images = f"{record['num_images']} images"
-    if record["method"] == "esc":
-        each = " for each class" if record["per_class"] and len(record["labels"] or ()) > 1 else ""
-        return f"{images}, rank {record['rank']}{each} of {' + '.join(map(str, dims))} feature directions"
-    if record["method"] == "remap":
-        return (
-            f"{images}, features replaced by {record['bank_size']} of other classes; the gate finds "
-            f"{record['gate_recall']:.1%} of the forget images and takes {record['false_alarms']:.2%} of the others "
-            "for them"
-        )
-    if record["method"] == "esc-t":
-        cut = " + ".join(
-            f"{round(share * dim * dim)} of {dim * dim}" for share, dim in zip(record["cut"], dims, strict=True)
-        )
-        return f"{images}, a mask that cuts {cut} entries, after {record['steps']} steps"
-    if record["method"] == "fisher":
-        return f"{images}, noise on the weights that {record['num_retain_images']} retain images do not depend on"
-    trained_on = {
-        "forget": "them",
-        "retain": f"{record.get('num_retain_images')} retain images, and not on them",
-        "forget + retain": f"them and {record.get('num_retain_images')} retain images",
-    }[record["data"]]
-    return f"{images}, {record['method']}, {record['steps']} steps on {trained_on}"
+    """What was done with how many images, in the words of the method's row of the table."""
+    retain = record.get("num_retain_images")
+    cut = zip(record.get("cut", ()), dims, strict=False)
+    values = {
+        **record,
+        "dims": " + ".join(map(str, dims)),
+        "each": " for each class" if record.get("per_class") and len(record["labels"] or ()) > 1 else "",
+        "entries": " + ".join(f"{round(share * dim * dim)} of {dim * dim}" for share, dim in cut),
+        "trained_on": {
+            "forget": "them",
+            "retain": f"{retain} retain images, and not on them",
+            "forget + retain": f"them and {retain} retain images",
+        }.get(record.get("data", ""), ""),
+    }
+    known = METHODS.get(record["method"])
+    told = known.told if known is not None else ""
+    trained = "{method}, {steps} steps on {trained_on}" if "steps" in record else "{method}"
+    return f"{record['num_images']} images, {(told or trained).format_map(values)}"

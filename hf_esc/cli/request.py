@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ..errors import LabelError, OptionError
-from .methods import RETAIN, Method
+from ..methods import IN_FRONT, Method
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -169,13 +169,13 @@ class Request:
 
 
 def retain_set(method: Method, name: str | None, request: Request, config: Any) -> Dataset | None:
-    """The images to keep, or the pictures for the bank, for methods that look at any."""
-    if method is Method.REMAP and name is not None:
+    """The images to keep, or those that stand in for forgotten ones, for methods that look at any."""
+    if not method.uses_retain:
+        return None
+    if name is not None and method.kind == IN_FRONT:  # nothing learns from them: any images will do
         from ..data.image_data import load_pictures
 
         return load_pictures(name)
-    if method not in (Method.REMAP, *RETAIN):
-        return None
     return request.retain_set(config) if name is None else request.other_retain_set(name, config)
 
 

@@ -7,14 +7,15 @@ from typing import Any
 import typer
 
 from ..errors import OptionError, OutputError
+from ..methods import METHODS
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
-from .methods import TRAINED, Method, refuse_foreign
+from .methods import listed, refuse_foreign
 from .report import print_erasure
 from .request import Wish, read_rows, retain_set
 from .words import value_of
 
-_METHODS = tuple(method.value for method in (Method.ESC_T, *TRAINED))
+_TRAINED = [method for method in METHODS.values() if method.trained]
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Arguments:
 
     model: str = field(metadata={"help": "A folder, an id on the Hub, or `embedded`."})
     dataset: str = field(metadata={"help": "An id on the Hub, a folder of parquet files or of images, or `embedded`."})
-    method: str = field(default="esc-t", metadata={"help": f"How: {', '.join(_METHODS)}."})
+    method: str = field(default="esc-t", metadata={"help": f"How: {listed(_TRAINED)}."})
     forget: list[str] | None = field(
         default=None, metadata={"help": "Classes to forget, by name or number, several with spaces or commas."}
     )
@@ -63,18 +64,19 @@ def train(context: typer.Context) -> None:
     Example: hf-esc train --model embedded --dataset embedded --forget Trouser --output_dir demo --tau 0.8
     """
     words = _joined(context.args)
-    method = Method.ESC_T.value if (named := value_of("method", words)) is None else named
-    if method not in _METHODS:
-        raise OptionError(f"`--method {method}` is none that is trained. There are: {', '.join(_METHODS)}.")
+    named = value_of("method", words)
+    method = METHODS.get("esc-t" if named is None else named)
+    if method is None or not method.trained:
+        raise OptionError(f"`--method {named}` is none that is trained. There are: {listed(_TRAINED)}.")
     if not {"--help", "-h"} & set(words) and value_of("output_dir", words) is None:
         raise OptionError("Where should the erased model go? Name a folder with `--output_dir`.")
-    from .training import arguments_of, make_trainer, parsed, result_of
+    from .training import make_trainer, parsed, result_of
 
-    kinds: Any = (Arguments, arguments_of(method))
-    arguments, training = parsed(kinds, words, method=method, prog="hf-esc train", description=train.__doc__)
+    kinds: Any = (Arguments, method.load_arguments())
+    arguments, training = parsed(kinds, words, method=method.name, prog="hf-esc train", description=train.__doc__)
     rows = read_rows(arguments.forget_indices)
     wish = Wish(arguments.forget, arguments.forget_fraction, arguments.forget_seed, rows).needed()
-    refuse_foreign(Method(method), {"retain": arguments.retain})
+    refuse_foreign(method, {"retain": arguments.retain})
     if not getattr(training, "threshold", True):
         raise OptionError("`--threshold False` is an ablation whose mask is not binary, and is not saved: use Python.")
     if training.load_best_model_at_end:
@@ -100,7 +102,7 @@ def train(context: typer.Context) -> None:
     )
     data = load_images(arguments.dataset, image_column=arguments.image_column, label_column=arguments.label_column)
     request = wish.found_in(data, original.config)
-    kept = retain_set(Method(method), arguments.retain, request, original.config)
+    kept = retain_set(method, arguments.retain, request, original.config)
     processor = load_processor(original)
     clock.lap("load")
     with collected_warnings() as incomplete:

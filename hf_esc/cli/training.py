@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NoReturn
+import inspect
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import field, make_dataclass
+from typing import Any, NoReturn, get_type_hints
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ..errors import ModelError, OptionError
+from ..methods import WEIGHTS, Method
 from ..training.trainer_esc_t import ESCTTrainer
-from ..training.training_args_esc_t import ESCTTrainingArguments
-from ..unlearning import METHODS
 from .progress import progress_on_stderr
 from .request import Request
-
-
-@dataclass
-class FisherArguments:
-    """What [`fisher_forgetting`][hf_esc.unlearning.fisher.fisher_forgetting] takes, with its defaults."""
-
-    alpha: float = field(default=1e-7, metadata={"help": "Strength of the noise."})
-    floor: float = field(default=1e-3, metadata={"help": "The least information of a weight."})
-    zero_head_rows: bool = field(default=False, metadata={"help": "Set the rows of the head to zero, too."})
-    num_images: int | None = field(default=None, metadata={"help": "Retain images to look at; all by default."})
-    image_memory: int = field(default=1024, metadata={"help": "The most MiB of preprocessed images in memory."})
 
 
 class _Parser(HfArgumentParser):
@@ -35,9 +24,15 @@ class _Parser(HfArgumentParser):
         raise OptionError(message[:1].upper() + message[1:])
 
 
-def arguments_of(method: str) -> type[TrainingArguments]:
-    """The kind of arguments of a training."""
-    return ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
+def settings_of(function: Callable[..., Any], *, without: Collection[str]) -> type:
+    """What a function takes by name beside `without`, as a dataclass that a command line is parsed into."""
+    taken = [
+        (parameter.name, hints.get(parameter.name, Any), field(default=parameter.default))
+        for hints in [get_type_hints(function)]
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.name not in without
+    ]
+    return make_dataclass(f"{function.__name__}_settings", taken)
 
 
 def parsed(
@@ -104,13 +99,13 @@ def check_device(device: str | None) -> None:
 
 
 def make_trainer(
-    method: str, original: Any, args: Any, request: Request, retain: Any, processor: Any, *, logs: bool
+    method: Method, original: Any, args: Any, request: Request, retain: Any, processor: Any, *, logs: bool
 ) -> Any:
     """
     The Trainer of a method, with its progress on stderr.
 
     Args:
-        method (`str`): `"esc-t"` or one of [`METHODS`][hf_esc.unlearning].
+        method ([`Method`]): One that is trained.
         original (`PreTrainedModel`): The classifier.
         args (`TrainingArguments`): Of the method's kind.
         request ([`Request`]): What is to be forgotten.
@@ -125,11 +120,8 @@ def make_trainer(
         "image_column": request.data.image_column,
         "label_column": request.data.label_column,
     }
-    trainer: Any
-    if method == "esc-t":
-        trainer = ESCTTrainer(original, args, request.forget_set(), **common)
-    else:
-        trainer = METHODS[method](original, args, request.forget_set(), retain, **common)
+    sets = [request.forget_set(), *([retain] if method.kind == WEIGHTS else [])]
+    trainer: Any = method.load()(original, args, *sets, **common)
     progress_on_stderr(trainer, logs=logs)
     return trainer
 

@@ -6,16 +6,17 @@ from typing import Any
 
 from typer.core import TyperCommand
 
-from .methods import EDITS
+from ..methods import METHODS
 
 
 class EraseCommand(TyperCommand):
-    """Takes the arguments of a training too, each with its value, where `--method` is one that is trained."""
+    """Takes the arguments of a training too, each with its value, where `--method` edits the weights."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own: list[str] = args
         further: list[str] = []
-        if value_of("method", args) in [method.value for method in EDITS]:
+        method = METHODS.get(value_of("method", args) or "")
+        if method is not None and method.edits_weights:
             known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
             own, further = _parted(args, {*known, *ctx.help_option_names})
         super().parse_args(ctx, own)

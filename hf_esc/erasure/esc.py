@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
@@ -12,14 +11,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.model_batches import forget_batches
-from ..errors import ForgetSetError, IncompleteErasureWarning, OptionError
+from ..errors import OptionError, warn
 from ..features.basis import check_rank, rank_from_percentage
 from ..features.sites import SiteGroup
-from ..ledger.record import MOST_UNCHANGED, Unchanged, cannot_be_seen, label_names, ledger_record, refuse_all_classes
+from ..ledger.record import (
+    IN_FRONT,
+    MOST_UNCHANGED,
+    is_complete,
+    label_names,
+    ledger_record,
+    refuse_all_classes,
+    warn_if_incomplete,
+)
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import ESCModel
 from .rank import MOST_SUGGESTED, Rank, RankSearch
-from .remap import BANK_SIZE, remap
 from .statistics import collect
 from .wrapping import wrapped_copy
 
@@ -28,15 +34,11 @@ def erase(
     model: PreTrainedModel,
     forget_set: datasets.Dataset | datasets.IterableDataset | Iterable[Mapping[str, Tensor]],
     *,
-    method: Literal["esc", "remap"] = "esc",
     scenario: Literal["classes", "images"] = "classes",
     p: float = 1.5,
     rank: Rank = None,
     per_class: bool = False,
-    retain_set: Any = None,
-    bank_size: int | None = None,
-    threshold: float | None = None,
-    processor: Any = None,
+    processing_class: Any = None,
     batch_size: int = 32,
     num_workers: int = 0,
     image_column: str | None = None,
@@ -54,29 +56,25 @@ def erase(
     Erasing an [`ESCModel`] again composes: \(P_2 P_1\). The order of requests matters, and two requests in turn are
     not one request with both sets.
 
-    A linear projection hides the class from the head and from under-trained probes. A probe trained to convergence can
-    still read it, and whoever holds the file can take the projection off.
+    A linear projection hides the class from the head and from under-trained probes. A probe that is trained to
+    convergence can still read it, and whoever holds the file can take the projection off.
 
     Args:
         model (`PreTrainedModel`): Any image classifier of transformers, or an [`ESCModel`]. It is not touched.
         forget_set: The images to forget: a `datasets.Dataset` or `IterableDataset` with an image column, or an
             iterable of ready batches, dicts of tensors as the model takes them, `labels` (the model's class indices)
             optional.
-        method (`str`, defaults to `"esc"`): `"remap"` puts the map of [`remap`][hf_esc.erasure.remap.remap] in front
-            of the head instead, which a converged probe does not undo; it takes `retain_set`, `bank_size` and
-            `threshold`, and not `p`, `rank` and `per_class`.
         scenario (`str`, defaults to `"classes"`): What is to be forgotten: the `"classes"` of the forget images, or
-            these `"images"` alone, of whatever classes. Then labels are not looked at, the ledger names no class, and
-            what the head still says is no failure: a model that never saw these images would say it too.
+            these `"images"` alone, of whatever classes. With `"images"`, labels are not looked at, the ledger names no
+            class, and the head may still say what it said: a model that never saw these images would say it too.
         p (`float`, defaults to 1.5): Percentage of the d feature directions to project out,
             \(k = \lfloor pd/100 \rfloor\).
         rank (`int` or `"auto"`, *optional*): k outright; overrides `p`. `"auto"` takes the smallest k that changes the
             head's prediction for at least 90 % of the forget images.
         per_class (`bool`, defaults to `False`): Take k directions for each forgotten label, one label after the other
             in ascending order, and not k of all together. Needs labels.
-        retain_set, bank_size, threshold (*optional*): Of `method="remap"`.
-        processor (*optional*): Image processor; that of `model.config._name_or_path` by default. Saved with the
-            result.
+        processing_class (*optional*): The image processor; that of `model.config._name_or_path` by default. It is
+            saved with the result.
         batch_size (`int`, defaults to 32): Images in a batch, where `forget_set` is a data set.
         num_workers (`int`, defaults to 0): Processes that read images, where `forget_set` is a data set.
         image_column, label_column (`str`, *optional*): Columns of a data set, found where there is one candidate.
@@ -97,47 +95,17 @@ def erase(
         LabelError: If the data set's labels are not the model's, or no class of the model would be left.
         DataError: If a column cannot be found or an image cannot be read.
         ModelError: If a data set came without an image processor for it.
-        OptionError: If `scenario="images"` meets what needs a class: a remap, or `per_class`.
+        OptionError: If `scenario="images"` meets `per_class`, which needs classes.
 
     Warns:
         IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do
             is named.
     """
-    if scenario not in ("classes", "images"):
-        raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
-    if scenario == "images" and method == "remap":
-        raise OptionError(
-            "The gate of a remap is a class, and these are images of classes that stay. Take ESC for them."
-        )
-    if scenario == "images" and per_class:
-        raise OptionError("`per_class` takes directions for each class, and these are images of classes that stay.")
-    if method == "remap":
-        if p != 1.5 or rank is not None or per_class:
-            raise ValueError("`p`, `rank` and `per_class` belong to ESC; a remap takes `bank_size` and `threshold`.")
-        if retain_set is None:
-            raise ForgetSetError("A remap needs a `retain_set`: pictures that are not of the forgotten classes.")
-        return remap(
-            model,
-            forget_set,
-            retain_set,
-            bank_size=BANK_SIZE if bank_size is None else bank_size,
-            threshold=threshold,
-            processor=processor,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            image_column=image_column,
-            label_column=label_column,
-            sites=sites,
-        )
-    if method != "esc":
-        raise ValueError(f'`method` is "esc" or "remap", not {method!r}; ESC-T is a Trainer, `ESCTTrainer`.')
-    if retain_set is not None or bank_size is not None or threshold is not None:
-        raise ValueError('`retain_set`, `bank_size` and `threshold` belong to `method="remap"`.')
-    _check_arguments(p, rank)
+    _check_arguments(scenario, p, rank, per_class)
     batches, image_processor = forget_batches(
         model,
         forget_set,
-        processor,
+        processing_class,
         batch_size,
         num_workers,
         image_column,
@@ -158,20 +126,6 @@ def erase(
     bases = search.bases(ranks)
     unchanged = search.unchanged(bases)
     refuse_all_classes(erased.config, statistics.labels)
-    if scenario == "images":
-        pass  # what the head still says of images whose classes stay is no failure
-    elif unchanged is None:
-        warnings.warn("Whether the head's predictions changed is not known: run the model and see.", stacklevel=2)
-    elif unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
-        warnings.warn(
-            cannot_be_seen(model.config, statistics.labels, unchanged.right_before),
-            IncompleteErasureWarning,
-            stacklevel=2,
-        )
-    elif unchanged.worst > MOST_UNCHANGED:
-        _warn(
-            unchanged, ranks, label_names(model.config, statistics.labels), search.smallest_rank(limit=MOST_SUGGESTED)
-        )
     record = ledger_record(
         model.config,
         "esc",
@@ -182,37 +136,48 @@ def erase(
             "per_class": per_class,
             "base_sha256": fingerprint.result(),
         },
+        kind=IN_FRONT,
         labels=statistics.labels,
         num_images=statistics.num_images,
         unchanged=unchanged,
         unchanged_of=len(statistics.sample.predictions),
     )
+    if unchanged is None and scenario == "classes":
+        warn("Whether the head's predictions changed is not known: run the model and see.")
+    _warn_if_incomplete(model.config, record, search)
     erased.set_factors(search.factors(bases), record)
     return erased
 
 
-def _check_arguments(p: float, rank: Rank) -> None:
-    """What is wrong with p or rank whatever the model: said before the forward pass, not after it."""
+def _check_arguments(scenario: str, p: float, rank: Rank, per_class: bool) -> None:
+    """Say before the forward pass, and not after it, what is wrong with the arguments whatever the model."""
+    if scenario not in ("classes", "images"):
+        raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
+    if scenario == "images" and per_class:
+        raise OptionError("`per_class` takes directions for each class, and these are images of classes that stay.")
     if rank is None:
         rank_from_percentage(p, 10**9)
     elif rank != "auto":
         check_rank(rank)
 
 
-def _warn(unchanged: Unchanged, ranks: Sequence[int], names: dict[int, Any], smallest: int | None) -> None:
+def _warn_if_incomplete(config, record: Mapping[str, Any], search: RankSearch) -> None:
+    """With the smallest rank that would do. To look for it takes time, so it is looked for where it is said."""
+    if is_complete(record) is not False:
+        return
+    smallest = search.smallest_rank(limit=MOST_SUGGESTED)
     advice = (
         f"A rank of {smallest} (or `auto`) would bring it to {MOST_UNCHANGED:.0%} or less."
         if smallest is not None
         else f"No rank that was tried brings that to {MOST_UNCHANGED:.0%} or less: do the images share a class?"
     )
+    by_label = dict(zip(record["label_ids"] or (), record["unchanged_by_label"] or (), strict=False))
     worst = ""
-    if unchanged.by_label and len(unchanged.by_label) > 1:
-        label = max(unchanged.by_label.items(), key=lambda item: item[1])[0]
-        worst = f", and {unchanged.worst:.1%} of those of class {names[label]!r}"
-    warnings.warn(
-        f"The erasure is incomplete: with rank {ranks[0] if len(set(ranks)) == 1 else list(ranks)}, the head still "
-        f"gives "
-        f"{unchanged.share:.1%} of the forget images{worst} the prediction that it gave before. {advice}",
-        IncompleteErasureWarning,
-        stacklevel=3,
+    if len(by_label) > 1:
+        label, share = max(by_label.items(), key=lambda item: item[1])
+        worst = f", and {share:.1%} of those of class {label_names(config, by_label)[label]!r}"
+    what = (
+        f"with rank {record['rank']}, the head still gives {record['unchanged']:.1%} of the forget images{worst} the "
+        "prediction that it gave before"
     )
+    warn_if_incomplete(config, record, what, advice=advice)

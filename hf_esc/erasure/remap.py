@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +17,7 @@ from transformers import PreTrainedModel
 from ..data.batches import Batch
 from ..data.columns import find_image_column, find_label_column
 from ..data.model_batches import NOTHING_TO_FORGET, forget_batches, label_mapping
-from ..errors import DataError, ForgetSetError, IncompleteErasureWarning, LabelError, NonFiniteError, SiteError
+from ..errors import DataError, ForgetSetError, LabelError, NonFiniteError, OptionError, SiteError
 from ..features.basis import principal_directions
 from ..features.head import head_weights, site_outputs
 from ..features.moments import SecondMoment
@@ -26,13 +25,13 @@ from ..features.sample import FeatureSample
 from ..features.sites import SiteGroup
 from ..features.stream import FeatureBatch, model_inputs, stream_features
 from ..ledger.record import (
-    MOST_UNCHANGED,
+    IN_FRONT,
     Unchanged,
-    cannot_be_seen,
     label_names,
     ledger_record,
     refuse_all_classes,
     refuse_forgotten,
+    warn_if_incomplete,
 )
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import ESCModel
@@ -55,7 +54,7 @@ def remap(
     bank_size: int = BANK_SIZE,
     threshold: float | None = None,
     seed: int = 0,
-    processor: Any = None,
+    processing_class: Any = None,
     batch_size: int = 32,
     num_workers: int = 0,
     image_column: str | None = None,
@@ -78,7 +77,7 @@ def remap(
     Whoever holds the file can take the map off, as any projection.
 
     Args:
-        model, forget_set, processor, batch_size, num_workers, image_column, label_column, sites: As in
+        model, forget_set, processing_class, batch_size, num_workers, image_column, label_column, sites: As in
             [`erase`][hf_esc.erasure.esc.erase]. The forget set needs labels: the gate is asked for them.
         retain_set: Pictures for the bank, as the forget set; labels are not needed.
         bank_size (`int`, defaults to 2000): n. More leave less to be read, and make the file larger by 2 d bytes each.
@@ -97,13 +96,19 @@ def remap(
         SiteError: If the model has no head, or one that this cannot stand in front of: several feature tensors,
             several positions of an image, or one that is not linear.
         NonFiniteError: If a feature is NaN or infinite, or too large for half precision.
+        OptionError: If `bank_size` or `threshold` is out of its range.
+
+    Warns:
+        IncompleteErasureWarning: If more than 10 % of the forget images of a class keep their prediction.
     """
     if not isinstance(bank_size, numbers.Integral) or bank_size < 2:
-        raise ValueError(f"`bank_size` should be a whole number from 2 on, not {bank_size!r}.")
+        raise OptionError(f"`bank_size` should be a whole number from 2 on, not {bank_size!r}.")
     if threshold is not None and not (isinstance(threshold, numbers.Real) and 0 < threshold < 1):
-        raise ValueError(f"`threshold` is a probability between 0 and 1, not {threshold!r}.")
+        raise OptionError(f"`threshold` is a probability between 0 and 1, not {threshold!r}.")
+    if retain_set is None:
+        raise ForgetSetError("A remap needs a `retain_set`: images that are not of the forgotten classes.")
     bank_size = int(bank_size)
-    columns = (processor, batch_size, num_workers, image_column, label_column)
+    columns = (processing_class, batch_size, num_workers, image_column, label_column)
     batches, image_processor = forget_batches(model, forget_set, *columns)
     erased, batches = wrapped_copy(model, batches, sites)
     erased.image_processor = image_processor
@@ -155,6 +160,7 @@ def remap(
             "seed": seed,
             "base_sha256": fingerprint.result(),
         },
+        kind=IN_FRONT,
         labels=labels,
         num_images=forget.n,
         unchanged=Unchanged(
@@ -164,12 +170,14 @@ def remap(
         ),
         unchanged_of=len(features),
     )
-    if right.double().mean() < MOST_UNCHANGED:
-        warnings.warn(
-            cannot_be_seen(model.config, labels, right.double().mean().item(), ", and only those are remapped"),
-            IncompleteErasureWarning,
-            stacklevel=2,
-        )
+    warn_if_incomplete(
+        model.config,
+        record,
+        f"the gate finds {record['gate_recall']:.1%} of the forget images, and the head still gives "
+        f"{record['unchanged']:.1%} of them the prediction that it gave before",
+        advice="Take a lower `threshold`, or forget images that are more like those that will come.",
+        unseen=", and only those are remapped",
+    )
     erased.set_factors([[*erased.projections[0].factors, factor]], record)
     _try(erased, first, factor)
     return erased

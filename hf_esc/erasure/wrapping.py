@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from ..data.batches import Batch
 from ..data.model_batches import NOTHING_TO_FORGET
-from ..errors import ForgetSetError, HfEscError, ModelError
+from ..errors import ForgetSetError, HfEscError, ModelError, OptionError
 from ..features.sites import SiteGroup, find_sites, graph_tensors
 from ..features.stream import MODEL_ERRORS, model_inputs, refused_batch
+from ..modeling.configuration_esc import is_erased
 from ..modeling.modeling_esc import ESCModel, wrap
 from ..modeling.projection import Projection
 
@@ -37,9 +38,9 @@ def wrapped_copy(
         ModelError: If the model is offloaded, or is the inside of an erased one.
         SiteError: If the model has no classification head that reads features.
     """
-    if isinstance(model, ESCModel):
+    if is_erased(model):
         if sites is not None:
-            raise ValueError("`sites` are those of the ESCModel already; leave them out.")
+            raise OptionError("`sites` are those of the ESCModel already; leave them out.")
         return copy_of_model(model).eval(), batches
     batches = iter(batches)
     first = next(batches, None)
@@ -59,7 +60,7 @@ def copy_of_model(model: Model) -> Model:
     """
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
-    if not isinstance(model, ESCModel):
+    if not is_erased(model):
         for module in model.modules():
             for hook in module._forward_pre_hooks.values():
                 if isinstance(getattr(hook, "__self__", None), Projection):

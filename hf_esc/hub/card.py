@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..evaluation.report_text import escaped
-from ..ledger.record import MOST_UNCHANGED, edits_weights
-from ..modeling.configuration_esc import ESCConfig
+from ..ledger.record import MOST_UNCHANGED, edits_weights, is_complete
+from ..methods import METHODS
+from ..modeling.configuration_esc import is_erased
+from ..modeling.projection import FACTORS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
 # Of a model whose weights were edited, and that has nothing in front of its head.
@@ -25,23 +27,10 @@ EDITED_TEMPLATE = Path(__file__).with_name("card_template_edited.md")
 BEGIN = "<!-- begin hf_esc: written anew on each push; what stands outside of these two lines is yours -->"
 END = "<!-- end hf_esc -->"
 TAGS = ["machine-unlearning", "concept-erasure", "esc"]
-# How methods are written, where that is not as on the command line.
-_METHODS = {
-    "esc": "ESC",
-    "esc-t": "ESC-T",
-    "delete": "DELETE",
-    "neg-grad": "NegGrad",
-    "neg-grad-plus": "NegGrad+",
-    "boundary-shrink": "Boundary Shrink",
-    "lau": "LAU",
-    "scrub": "SCRUB",
-    "salun": "SalUn",
-}
-# Settings that a record of ESC, ESC-T or remap is told by.
-_SETTINGS = ("p", "rank", "per_class", "tau", "tolerance", "steps", "bank_size", "gate", "threshold")
-# What a record of edited weights has beside its settings, all of which are told.
-_NO_SETTINGS = {"method", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label", "right_before"}
-_NO_SETTINGS |= {"unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
+# What a record has beside its settings.
+_NO_SETTINGS = {"method", "kind", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label"}
+_NO_SETTINGS |= {"right_before", "unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
+_NO_SETTINGS |= {"projection_sha256"}
 
 
 def write_card(model: PreTrainedModel, folder: Path, **options) -> None:
@@ -109,7 +98,7 @@ def card_text(
     dataset = _hub_id(report.dataset_id) if report is not None else None
     datasets = [dataset] if dataset else []
     name = (repo_id or "").split("/")[-1] or "erased image classifier"
-    in_front = config.model_type == ESCConfig.model_type
+    in_front = is_erased(config)
     merged = {
         **metadata,
         "library_name": "hf_esc" if in_front else "transformers",
@@ -182,7 +171,7 @@ def _section(
     what = "these images" if all(record.get("scenario") == "images" for record in ledger) else "the class"
     names = _union(*([str(name) for name in record.get("labels") or []] for record in ledger))
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False, keep_trailing_newline=False)
-    in_front = config.model_type == ESCConfig.model_type
+    in_front = is_erased(config)
     template = TEMPLATE if in_front else EDITED_TEMPLATE
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         forgotten=", ".join(map(escaped, names)) or "some of its training images",
@@ -204,7 +193,7 @@ def _section(
         redacted=redacted,
         untouched=untouched,
         incomplete=_incomplete(config, report),
-        basis=any(record.get("method") != "remap" and not edits_weights(record) for record in ledger),
+        basis=any(FACTORS[factor["type"]].linear for factors in getattr(config, "factors", ()) for factor in factors),
         bound=_bound(report),
         bank=sum(record.get("bank_size") or 0 for record in ledger),
         repo_id=repo_id or "REPO",
@@ -214,11 +203,9 @@ def _section(
 
 def _incomplete(config: Any, report: UnlearningReport | None) -> bool:
     """Whether the head still says a forgotten class to more images than an erasure should leave."""
-    left = [
-        max(record.get("unchanged_by_label") or [record.get("unchanged") or 0])
-        for record in config.erasures
-        if record.get("scenario") != "images"  # whose classes stay
-    ]
+    if any(is_complete(record) is False for record in config.erasures):
+        return True
+    left: list[float] = []
     if report is not None:
         accuracies = report.models["model"].accuracies
         shares = [accuracies.forget_train, accuracies.forget_test] if report.forget else []
@@ -230,13 +217,14 @@ def _incomplete(config: Any, report: UnlearningReport | None) -> bool:
 
 def _row(record: Mapping[str, Any]) -> dict[str, str]:
     """A record of the ledger as cells of a table."""
-    keys = [key for key in record if key not in _NO_SETTINGS] if edits_weights(record) else _SETTINGS
+    known = METHODS.get(str(record.get("method")))
+    keys = (known.shown if known is not None else ()) or [key for key in record if key not in _NO_SETTINGS]
     settings = [f"{key} {record[key]}" for key in keys if record.get(key) is not None and record[key] is not False]
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
     unnamed = "single images" if record.get("scenario") == "images" else "images without labels"
     return {
         "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or unnamed,
-        "method": _METHODS.get(str(record.get("method")), escaped(str(record.get("method")))),
+        "method": known.title if known is not None else escaped(str(record.get("method"))),
         "settings": escaped(", ".join(settings)),
         "images": str(record.get("num_images", "")),
         "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",

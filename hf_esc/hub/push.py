@@ -21,8 +21,9 @@ from ..data.model_batches import processor_at_hand
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..ledger.record import edits_weights
+from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
-from ..modeling.modeling_esc import ESCModel
+from ..modeling.modeling_esc import inner_classifier
 from .card import card_text
 from .redaction import redacted_config, redacted_report, refuse_forgotten_names, refuse_in_files
 
@@ -84,12 +85,13 @@ def push(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
-    if isinstance(model, ESCModel):
-        model.check_projections()
+    erased: Any = model
+    if is_erased(model):
+        erased.check_projections()
     ledger = getattr(model.config, "erasures", [])
     if not ledger:
         raise HubError(f"This {type(model).__name__} has no ledger of erasures: nothing was forgotten.")
-    weights = weights_sha256(model.model if isinstance(model, ESCModel) else model)
+    weights = weights_sha256(inner_classifier(model))
     fingerprints = ledger[-1].get("projection_sha256"), weights
     if report is not None and (report.projection_sha256, report.weights_sha256) != fingerprints:
         raise HubError(
@@ -110,7 +112,7 @@ def push(
         saved = copy.copy(model)  # the same weights; other threads go on with the model's own configuration
         saved.config = config
         saved.save_pretrained(folder, max_shard_size=max_shard_size)
-        if not isinstance(model, ESCModel) and (processor := processor_at_hand(model)) is not None:
+        if not is_erased(model) and (processor := processor_at_hand(model)) is not None:
             processor.save_pretrained(folder)
         with hub_errors(repo_id):
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

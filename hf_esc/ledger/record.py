@@ -11,14 +11,15 @@ import torch
 import transformers
 
 from ..data.labels import erased_labels, model_label_names
-from ..errors import LabelError
+from ..errors import IncompleteErasureWarning, LabelError, warn
 from ..loading import hub_origin
+from ..methods import IN_FRONT as IN_FRONT  # the kinds, for those who write records
+from ..methods import WEIGHTS as WEIGHTS
+from ..methods import kind_of
 from ..version import __version__
 
 # The share of unchanged predictions above which an erasure is called incomplete.
 MOST_UNCHANGED = 0.10
-# Methods that leave the weights as they are and put something in front of the head; all others edit the weights.
-_IN_FRONT = ("esc", "esc-t", "remap")
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,13 @@ def label_names(config, labels: Iterable[int]) -> dict[int, Any]:
 
 
 def edits_weights(record: Mapping[str, Any]) -> bool:
-    """Whether a record is of a method that edits the weights."""
-    return record.get("method") not in _IN_FRONT
+    """
+    Whether a record is of a method that edits the weights.
+
+    Raises:
+        CheckpointError: As [`kind_of`].
+    """
+    return kind_of(record) == WEIGHTS
 
 
 def refuse_all_classes(config, labels: Iterable[int], instead: str = "drop their labels (`remove_columns`)") -> None:
@@ -85,16 +91,51 @@ def refuse_forgotten(config, labels: Iterable[int], retained: Iterable[int], ins
             raise LabelError(f"The retain set has images of {names}, which {which}. Take them out{instead}.")
 
 
-def cannot_be_seen(config, labels: Iterable[int], right_before: float, more: str = "") -> str:
-    """What to warn of where the head was wrong about nearly all forget images before."""
-    before = label_names(config, erased_labels(config) & set(labels))
+def is_complete(record: Mapping[str, Any]) -> bool | None:
+    """
+    Whether an erasure is complete, by what its record says of the head's answers. Nothing else decides that.
+
+    It is where no label keeps more than 10 % of the forget images, or after a training with a tolerance of its own, no
+    more than that of all. It is not where the head was wrong about nearly all of them before: then nothing can be
+    seen. None where nothing tells: the predictions could not be compared, or single images were forgotten, whose
+    classes stay.
+    """
+    unchanged, right_before = record.get("unchanged"), record.get("right_before")
+    if unchanged is None or record.get("scenario") == "images":
+        return None
+    if right_before is not None and right_before < MOST_UNCHANGED:
+        return False
+    if not edits_weights(record) and record.get("tolerance") is not None:
+        return unchanged <= record["tolerance"] + 1e-9
+    return max(record.get("unchanged_by_label") or [unchanged]) <= MOST_UNCHANGED
+
+
+def warn_if_incomplete(config, record: Mapping[str, Any], what: str, *, advice: str, unseen: str = "") -> None:
+    """
+    Warn with an [`IncompleteErasureWarning`] where an erasure is not complete.
+
+    Args:
+        config (`PretrainedConfig`): Of the model before the erasure.
+        record (`Mapping`): The record of the erasure.
+        what (`str`): What the head still does, as the middle of a sentence.
+        advice (`str`): What to do about it.
+        unseen (`str`): What else to say where the head was wrong about nearly all forget images before.
+    """
+    if is_complete(record) is not False:
+        return
+    right_before = record.get("right_before")
+    if right_before is None or right_before >= MOST_UNCHANGED:
+        warn(f"The erasure is incomplete: {what}. {advice}", IncompleteErasureWarning)
+        return
+    before = label_names(config, erased_labels(config) & set(record["label_ids"] or ()))
     why = "Were they erased before, or are the labels not the model's class indices?"
     if before:
         names = ", ".join(map(str, before.values()))
         why = f"The ledger says that {names} was erased before: there is little left to do."
-    return (
+    warn(
         f"The erasure is incomplete, or cannot be seen: only {right_before:.1%} of the forget images had the "
-        f"prediction that their label says{more}. {why}"
+        f"prediction that their label says{unseen}. {why}",
+        IncompleteErasureWarning,
     )
 
 
@@ -113,6 +154,7 @@ def ledger_record(
     method: str,
     settings: dict[str, Any],
     *,
+    kind: str,
     labels: Iterable[int],
     num_images: int,
     unchanged: Unchanged | None,
@@ -123,6 +165,7 @@ def ledger_record(
     base, revision = base_on_the_hub(config)
     return {
         "method": method,
+        "kind": kind,
         **settings,
         "labels": list(shown.values()) or None,
         "label_ids": list(shown) or None,

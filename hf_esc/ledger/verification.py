@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ..errors import CheckpointError, ModelError
+from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import AUTO_MAP, ESCModel, copy_code
 from ..version import __version__
@@ -77,7 +78,7 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         return
     except (OSError, ValueError) as error:
         raise ModelError(f"There is no checkpoint to verify at {source!r}: {error}") from error
-    if config.model_type != ESCModel.config_class.model_type:
+    if not is_erased(config):
         plain = f"{source} is a {config.model_type!r} model without a projection"
         ledger = getattr(config, "erasures", None)
         if ledger and all(map(edits_weights, ledger)):  # else the ledger names a projection, and it is not there

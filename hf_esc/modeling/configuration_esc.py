@@ -70,6 +70,15 @@ class ESCConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 
+def is_erased(model: Any) -> bool:
+    """
+    Whether a model, or the configuration of one, has a projection in front of its head.
+
+    The model type tells, and not the class: code that travelled with a checkpoint has an `ESCModel` of its own.
+    """
+    return getattr(model, "config", model).model_type == ESCConfig.model_type
+
+
 def _check_entries(sites: Any, factors: Any, erasures: Any) -> None:
     """Raise a [`CheckpointError`] unless sites, factors and records are of the types that they should be."""
 

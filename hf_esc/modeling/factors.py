@@ -2,7 +2,7 @@
 
 # Shapes: d feature dimensions, k erased directions.
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +18,89 @@ DAMAGED = "Such a model would not be erased; erase the original again, or fetch 
 
 class Factor(nn.Module):
     """
-    One erasure, a map of features `(…, d)` that its buffers define. Buffers are seen by no optimizer.
+    One erasure, a map of features `(…, d)` that its buffers define. Optimizers do not see buffers.
+
+    Attributes:
+        kind (`str`): Its name in `ESCConfig.factors`.
+        linear (`bool`): Whether it is a linear map, which acts on a second moment as on features.
+        joins (`bool`): Whether the directions of a later erasure by the same kind stand beside its own, in one factor.
+        stored (`dict[str, torch.dtype]`): Its buffers, each with the type in which it is stored. A model that is cast
+            to half precision keeps them as they are stored: rounding would leave a part of the class behind.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    linear: ClassVar[bool] = True
+    joins: ClassVar[bool] = False
+    stored: ClassVar[dict[str, torch.dtype]]
+
     dim: int
 
+    @classmethod
+    def build(cls, dim: int, config: dict[str, Any]) -> "Factor":
+        """
+        An unfilled factor for what `config()` said.
+
+        Raises:
+            CheckpointError: If that is no configuration of such a factor.
+        """
+        raise NotImplementedError
+
     def config(self) -> dict[str, Any]:
-        """What `build_factor` needs to make room for it."""
+        """What `build` needs to make room for it, and its `kind` as `type`."""
         raise NotImplementedError
-
-    def unfill(self) -> None:
-        """Make every answer NaN until a checkpoint is loaded."""
-        raise NotImplementedError
-
-    def restore(self) -> None:
-        """Back to the types in which buffers are stored, after a model was loaded in another."""
 
     def check(self, name: str = "The projection") -> None:
         """Raise a [`CheckpointError`] unless it is a factor of its kind, and erases something."""
         raise NotImplementedError
 
+    def make_room(self, name: str, *shape: int) -> None:
+        """Register the buffer `name` in its stored type, unfilled."""
+        dtype = self.stored[name]
+        self.register_buffer(name, torch.full(shape, _unfilled(dtype), dtype=dtype))
+
+    def unfill(self) -> None:
+        """Make every answer NaN, or refused, until a checkpoint is loaded."""
+        for name in self.stored:
+            buffer = getattr(self, name)
+            buffer.fill_(_unfilled(buffer.dtype))
+
+    def restore(self) -> None:
+        """
+        Put small buffers back to their stored types: what keeps modules in float32 while a model is loaded in less
+        takes them for weights. One that does not come out the same stays as it is, and `check` refuses it.
+        """
+        for name, dtype in self.stored.items():
+            buffer = getattr(self, name)
+            if buffer.is_meta or buffer.dtype == dtype or dtype.itemsize >= 4:
+                continue
+            small = buffer.to(dtype)
+            if torch.equal(small.to(buffer.dtype), buffer):
+                setattr(self, name, small)
+
+    def _apply(self, fn, recurse=True):
+        before = {name: getattr(self, name) for name in self.stored}
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            mine = getattr(self, name)
+            narrower = mine.dtype.itemsize < 4 or self.stored[name].itemsize < 4
+            if mine.dtype != tensor.dtype and narrower:
+                setattr(self, name, tensor.to(mine.device))
+        return self
+
+
+def _unfilled(dtype: torch.dtype) -> float:
+    return torch.nan if dtype.is_floating_point else _UNFILLED
+
 
 class BasisFactor(Factor):
-    """A linear factor of orthonormal directions. `basis` stays in float32 when the model is cast to less."""
+    """A linear factor of orthonormal directions, the columns of `basis`."""
 
+    stored = {"basis": torch.float32}
     basis: Tensor
 
     @property
     def dim(self) -> int:  # type: ignore[override]
         return self.basis.shape[0]
-
-    def unfill(self) -> None:
-        self.basis.fill_(torch.nan)
 
     def check(self, name: str = "The projection") -> None:
         """Raise a [`CheckpointError`] unless the columns of `basis` are finite and orthonormal."""
@@ -65,13 +115,6 @@ class BasisFactor(Factor):
                 f"is allowed. {DAMAGED}"
             )
 
-    def _apply(self, fn, recurse=True):
-        before = self.basis
-        super()._apply(fn, recurse)
-        if self.basis.dtype != before.dtype and torch.finfo(self.basis.dtype).bits < 32:
-            self.basis = before.to(self.basis.device)  # half precision would leave a part of the class behind
-        return self
-
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
         if prefix + "basis" in state_dict and not self.basis.is_meta:
@@ -85,16 +128,25 @@ class LowRankFactor(BasisFactor):
     r"""
     The orthogonal projection \(P = I - U U^\top\) that removes the span of the k columns of `basis` (ESC).
 
+    Two in a row are one, \(P_2 P_1 = I - [U_1 U_2][U_1 U_2]^\top\), where the columns of both are orthogonal.
+
     Args:
         dim (`int`): Feature dimensions d.
         rank (`int`): Erased directions k.
     """
 
     kind = "low_rank"
+    joins = True
 
     def __init__(self, dim: int, rank: int):
         super().__init__()
-        self.register_buffer("basis", torch.full((dim, rank), torch.nan))
+        self.make_room("basis", dim, rank)
+
+    @classmethod
+    def build(cls, dim: int, config: dict[str, Any]) -> "LowRankFactor":
+        if not isinstance(config.get("rank"), int):
+            raise CheckpointError(f"The configuration names a factor {config!r} without its rank. {DAMAGED}")
+        return cls(dim, config["rank"])
 
     @classmethod
     def of(cls, basis: Tensor) -> "LowRankFactor":
@@ -141,12 +193,17 @@ class MaskedFactor(BasisFactor):
     """
 
     kind = "masked"
+    stored = {"basis": torch.float32, "mask": torch.uint8}
     mask: Tensor
 
     def __init__(self, dim: int):
         super().__init__()
-        self.register_buffer("basis", torch.full((dim, dim), torch.nan))
-        self.register_buffer("mask", torch.full((dim, dim), _UNFILLED, dtype=torch.uint8))
+        self.make_room("basis", dim, dim)
+        self.make_room("mask", dim, dim)
+
+    @classmethod
+    def build(cls, dim: int, config: dict[str, Any]) -> "MaskedFactor":
+        return cls(dim)
 
     @classmethod
     def of(cls, basis: Tensor, mask: Tensor) -> "MaskedFactor":
@@ -161,11 +218,6 @@ class MaskedFactor(BasisFactor):
         factor.mask = mask.detach().to(basis.device, torch.uint8 if binary else torch.float32)
         return factor
 
-    def restore(self) -> None:
-        """Back to uint8: what keeps modules in float32 while a model is loaded in less takes masks for weights."""
-        if not self.mask.is_meta and self.mask.dtype == torch.float32 and ((self.mask == 0) | (self.mask == 1)).all():
-            self.mask = self.mask.to(torch.uint8)
-
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         mask = state_dict.get(prefix + "mask")
         if mask is not None and not mask.is_meta and not ((mask == 0) | (mask == 1)).all():
@@ -174,10 +226,6 @@ class MaskedFactor(BasisFactor):
 
     def config(self) -> dict[str, Any]:
         return {"type": self.kind}
-
-    def unfill(self) -> None:
-        super().unfill()
-        self.mask.fill_(_UNFILLED)
 
     def forward(self, x: Tensor) -> Tensor:
         masked = self.basis.to(x.device, x.dtype) * self.mask.to(x.device, x.dtype)

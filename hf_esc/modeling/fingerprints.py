@@ -40,6 +40,7 @@ def projections_sha256(projections: Iterable[Projection], sites: Iterable[dict[s
                 settings = json.dumps(factor.config(), sort_keys=True)
                 for name, tensor in factor.state_dict().items():
                     # A model that is loaded in another precision has the same values in another type.
-                    same = tensor.to("cpu", torch.uint8 if name == "mask" else torch.float32)
+                    stored = factor.stored[name]
+                    same = tensor.to("cpu", torch.float32 if stored.is_floating_point else stored)
                     tensors.append((f"{place}.{index}.{name} {settings}", same))
     return tensors_sha256(tensors)

@@ -20,7 +20,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_esc import ESCConfig
+from .configuration_esc import ESCConfig, is_erased
 from .errors import CheckpointError, SiteError
 from .factors import Factor
 from .fingerprints import projections_sha256, weights_sha256
@@ -226,7 +226,8 @@ class ESCModel(PreTrainedModel):
             "projection_sha256": projections_sha256(self.projections, self.config.sites),
             "base_sha256": record.get("base_sha256") or weights_sha256(self.model),
         }
-        self.config.erasures = [*self.config.erasures, record | fingerprints]
+        # What stands in front of the head is of this kind, whoever made the record.
+        self.config.erasures = [*self.config.erasures, {"kind": "in_front", **record, **fingerprints}]
 
     def check_projections(self) -> None:
         """Raise a [`CheckpointError`] unless every projection is one, erases something, and is the ledger's."""
@@ -291,6 +292,7 @@ class ESCModel(PreTrainedModel):
         """
         self.check_projections()
         self.config.architectures = [type(self).__name__]
+        # Not by `register_for_auto_class`: it writes the entry of one class, and this code serves three Auto classes.
         self.config.auto_map = dict(AUTO_MAP)
         own = inspect.signature(PreTrainedModel.save_pretrained).parameters
         hub = {name: value for name, value in kwargs.items() if name not in own or name == "token"}
@@ -336,6 +338,11 @@ class ESCFeatureModel(ESCModel):
             pooler_output=result.pooler_output, hidden_states=result.hidden_states, attentions=result.attentions
         )
         return result if return_dict is not False else result.to_tuple()
+
+
+def inner_classifier(model: Any) -> Any:
+    """The classifier inside of an erased model, also of one that travelled code loaded; any other model itself."""
+    return model.model if is_erased(model) else model
 
 
 def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:

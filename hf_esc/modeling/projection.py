@@ -14,6 +14,8 @@ from .errors import CheckpointError
 from .factors import DAMAGED, Factor, LowRankFactor, MaskedFactor
 from .remap_factor import RemapFactor
 
+FACTORS: dict[str, type[Factor]] = {factor.kind: factor for factor in (LowRankFactor, MaskedFactor, RemapFactor)}
+
 
 def build_factor(dim: int, config: dict[str, Any]) -> Factor:
     """
@@ -22,16 +24,13 @@ def build_factor(dim: int, config: dict[str, Any]) -> Factor:
     Raises:
         CheckpointError: If there is no such factor.
     """
-    if config.get("type") == LowRankFactor.kind and isinstance(config.get("rank"), int):
-        return LowRankFactor(dim, config["rank"])
-    if config.get("type") == MaskedFactor.kind:
-        return MaskedFactor(dim)
-    if config.get("type") == RemapFactor.kind:
-        return RemapFactor.build(dim, config)
-    raise CheckpointError(
-        f"The configuration names a factor {config!r} of a projection, which this version of hf_esc does not know. "
-        f"Update it. {DAMAGED}"
-    )
+    kind = config.get("type")
+    if not isinstance(kind, str) or kind not in FACTORS:
+        raise CheckpointError(
+            f"The configuration names a factor {config!r} of a projection, which this version of hf_esc does not "
+            f"know. Update it. {DAMAGED}"
+        )
+    return FACTORS[kind].build(dim, config)
 
 
 class _ThreadState(threading.local):
@@ -56,8 +55,8 @@ class Projection(nn.Module):
 
     Args:
         dim (`int`): Feature dimensions d.
-        factors (`Sequence` of [`LowRankFactor`] and [`MaskedFactor`]): \(F_1, \ldots, F_m\). Without any it is the
-            identity; it is so for building and is neither saved nor loaded.
+        factors (`Sequence` of [`Factor`]): \(F_1, \ldots, F_m\). Without any it is the identity, as a model that is
+            being wrapped has it; that is neither saved nor loaded.
         axis (`int`, defaults to -1): The axis of the head's input along which the features lie; 1 for convolutions.
     """
 
@@ -109,9 +108,9 @@ class Projection(nn.Module):
         Low-rank factors in a row are one, \(P_2 P_1 = I - [U_1 U_2][U_1 U_2]^\top\), and are kept as one.
         """
         factors = list(self.factors)
-        start = max((place + 1 for place, factor in enumerate(factors) if isinstance(factor, RemapFactor)), default=0)
+        start = max((place + 1 for place, factor in enumerate(factors) if not factor.linear), default=0)
         mapped, linear = factors[:start], factors[start:]
-        if linear and isinstance(linear[-1], LowRankFactor):
+        if linear and linear[-1].joins:
             return mapped, linear[:-1], linear[-1].basis
         device = next(factors[-1].buffers()).device if factors else None
         return mapped, linear, torch.zeros(self.dim, 0, device=device)

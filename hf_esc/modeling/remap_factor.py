@@ -34,10 +34,19 @@ class RemapFactor(Factor):
         bank (`torch.Tensor` of shape `(n, d)`): Features of other classes, float16, in the order of their ranks.
         directions (`torch.Tensor` of shape `(L, d)`): The first principal direction within each forgotten class.
         ranks (`torch.Tensor` of shape `(L, n - 1)`): What separates n equal parts of the forget features along it.
-        weight, bias (`torch.Tensor` of shapes `(C, d)` and `(C,)`): The head that is the gate.
+        weight, bias (`torch.Tensor` of shapes `(C, d)` and `(C,)`): The head that is the gate. It is a copy, so that
+            the bank can be checked against it on loading, and a head that is trained further does not move the gate.
     """
 
     kind = "remap"
+    linear = False
+    stored = {
+        "bank": torch.float16,
+        "directions": torch.float32,
+        "ranks": torch.float32,
+        "weight": torch.float32,
+        "bias": torch.float32,
+    }
     bank: Tensor
     directions: Tensor
     ranks: Tensor
@@ -49,11 +58,11 @@ class RemapFactor(Factor):
         self.dim = dim
         self.labels = sorted(int(label) for label in labels)
         self.threshold = threshold
-        self.register_buffer("bank", torch.full((size, dim), torch.nan, dtype=torch.float16))
-        self.register_buffer("directions", torch.full((len(self.labels), dim), torch.nan))
-        self.register_buffer("ranks", torch.full((len(self.labels), size - 1), torch.nan))
-        self.register_buffer("weight", torch.full((num_labels, dim), torch.nan))
-        self.register_buffer("bias", torch.full((num_labels,), torch.nan))
+        self.make_room("bank", size, dim)
+        self.make_room("directions", len(self.labels), dim)
+        self.make_room("ranks", len(self.labels), size - 1)
+        self.make_room("weight", num_labels, dim)
+        self.make_room("bias", num_labels)
 
     @classmethod
     def build(cls, dim: int, config: dict[str, Any]) -> "RemapFactor":
@@ -84,26 +93,6 @@ class RemapFactor(Factor):
             "num_labels": len(self.bias),
             "threshold": self.threshold,
         }
-
-    def unfill(self) -> None:
-        for buffer in self.buffers():
-            buffer.fill_(torch.nan)
-
-    def restore(self) -> None:
-        """Back to half precision, in which the bank is stored."""
-        if not self.bank.is_meta and self.bank.dtype != torch.float16:
-            half = self.bank.to(torch.float16)
-            if torch.equal(half.to(self.bank.dtype), self.bank):
-                self.bank = half
-
-    def _apply(self, fn, recurse=True):
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, tensor in before.items():
-            mine = getattr(self, name)
-            if mine.dtype != tensor.dtype and (name == "bank" or torch.finfo(mine.dtype).bits < 32):
-                setattr(self, name, tensor.to(mine.device))  # of a model that is cast, this stays as it is stored
-        return self
 
     def logits(self, x: Tensor) -> Tensor:
         """What the gate's head says to features `(…, d)`: `(…, C)`."""

@@ -146,7 +146,7 @@ def erased_span(factors: Iterable[Any]) -> Tensor:
     A mask is no projection, and mixes directions: behind it, these are projected out once more, or a part of what was
     erased before would come back.
     """
-    bases = [factor.basis for factor in factors if isinstance(factor, LowRankFactor)]
+    bases = [factor.basis for factor in factors if factor.joins]
     if not bases:
         return torch.empty(0, 0)
     u, s, _ = torch.linalg.svd(torch.cat(bases, dim=1).cpu().double(), full_matrices=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,12 +23,12 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.model_batches import NOTHING_TO_FORGET
 from ..erasure.wrapping import wrapped_copy
-from ..errors import ForgetSetError, IncompleteErasureWarning, MaskError, ModelError, SiteError
+from ..errors import ForgetSetError, MaskError, ModelError, SiteError
 from ..features.basis import complete_basis
 from ..features.moments import SecondMoment
 from ..features.sites import SiteGroup
 from ..hub.card import write_card
-from ..ledger.record import Unchanged, ledger_record, refuse_all_classes
+from ..ledger.record import IN_FRONT, Unchanged, ledger_record, refuse_all_classes, warn_if_incomplete
 from ..modeling.factors import LowRankFactor, MaskedFactor
 from ..modeling.modeling_esc import ESCModel
 from .feature_source import FeatureSource
@@ -385,6 +384,7 @@ class ESCTTrainer(SafetensorsTrainer):
                 "stopped": stopped if incomplete else "forgotten",
                 "cut": [(mask == 0).float().mean().item() for mask in masks],
             },
+            kind=IN_FRONT,
             labels=right if of_classes else [],
             num_images=images,
             unchanged=unchanged,
@@ -398,18 +398,15 @@ class ESCTTrainer(SafetensorsTrainer):
         erased.set_factors(factors, record, check=args.threshold)
         erased.image_processor = self.processing_class
         self.erased_model = erased
-        if incomplete and of_classes:
-            warnings.warn(
-                f"The erasure is incomplete: after {step} steps, {sum(right.values())} of the {images} forget images "
-                f"({unchanged.share:.1%}) are still classified as their labels say, and {args.tolerance:.1%} may be. "
-                + (
-                    "Train for more epochs, or with another `learning_rate` or `tau`."
-                    if self._best_step is None
-                    else "This is the checkpoint that `load_best_model_at_end` took for the best; leave that out."
-                ),
-                IncompleteErasureWarning,
-                stacklevel=3,
-            )
+        warn_if_incomplete(
+            self._wrapped.config,
+            record,
+            f"after {step} steps, {sum(right.values())} of the {images} forget images ({unchanged.share:.1%}) are "
+            f"still classified as their labels say, and {args.tolerance:.1%} may be",
+            advice="Train for more epochs, or with another `learning_rate` or `tau`."
+            if self._best_step is None
+            else "This is the checkpoint that `load_best_model_at_end` took for the best; leave that out.",
+        )
 
     # What is written and read.
 

@@ -1,71 +1,34 @@
 """
-Unlearning by training: DELETE and the methods that ESC is compared with, each a Trainer of its own.
+Unlearning by training: DELETE and the methods that ESC is compared with, each a Trainer with arguments of its own, and
+Fisher forgetting, a function.
 
-`METHODS` is all of them that are trained, by their names on the command line; Fisher forgetting is a function,
-[`fisher_forgetting`][hf_esc.unlearning.fisher.fisher_forgetting].
+The names are those of the table in [`hf_esc.methods`][hf_esc.methods.Method], imported when they are first used.
+`METHODS` has the Trainers by their names on the command line.
 """
 
-from .bad_teacher import BadTeacherArguments, BadTeacherTrainer
-from .boundary_shrink import BoundaryShrinkArguments, BoundaryShrinkTrainer
-from .delete import DELETEArguments, DELETETrainer
-from .finetune import (
-    FinetuneArguments,
-    FinetuneTrainer,
-    L1SparseArguments,
-    L1SparseTrainer,
-    RetrainArguments,
-    RetrainTrainer,
-)
-from .fisher import fisher_forgetting
-from .layer_attack import LayerAttackArguments, LayerAttackTrainer
-from .neg_grad import NegGradArguments, NegGradPlusArguments, NegGradPlusTrainer, NegGradTrainer
-from .random_label import RandomLabelArguments, RandomLabelTrainer, SalUnArguments, SalUnTrainer
-from .scrub import SCRUBArguments, SCRUBTrainer
-from .trainer import UnlearningTrainer
-from .training_args import UnlearningArguments
+import importlib
+from typing import Any
 
-METHODS: dict[str, type[UnlearningTrainer]] = {
-    "delete": DELETETrainer,
-    "neg-grad": NegGradTrainer,
-    "neg-grad-plus": NegGradPlusTrainer,
-    "random-label": RandomLabelTrainer,
-    "boundary-shrink": BoundaryShrinkTrainer,
-    "lau": LayerAttackTrainer,
-    "bad-teacher": BadTeacherTrainer,
-    "scrub": SCRUBTrainer,
-    "salun": SalUnTrainer,
-    "finetune": FinetuneTrainer,
-    "l1-sparse": L1SparseTrainer,
-    "retrain": RetrainTrainer,
-}
+from .. import methods
 
-__all__ = [
-    "METHODS",
-    "BadTeacherArguments",
-    "BadTeacherTrainer",
-    "BoundaryShrinkArguments",
-    "BoundaryShrinkTrainer",
-    "DELETEArguments",
-    "DELETETrainer",
-    "FinetuneArguments",
-    "FinetuneTrainer",
-    "L1SparseArguments",
-    "L1SparseTrainer",
-    "LayerAttackArguments",
-    "LayerAttackTrainer",
-    "NegGradArguments",
-    "NegGradPlusArguments",
-    "NegGradPlusTrainer",
-    "NegGradTrainer",
-    "RandomLabelArguments",
-    "RandomLabelTrainer",
-    "RetrainArguments",
-    "RetrainTrainer",
-    "SCRUBArguments",
-    "SCRUBTrainer",
-    "SalUnArguments",
-    "SalUnTrainer",
-    "UnlearningArguments",
-    "UnlearningTrainer",
-    "fisher_forgetting",
-]
+_HOMES = {"UnlearningArguments": "unlearning.training_args", "UnlearningTrainer": "unlearning.trainer"}
+for _row in methods.METHODS.values():
+    if _row.edits_weights:
+        _HOMES |= _row.public
+
+__all__ = ["METHODS", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "METHODS":
+        rows = methods.METHODS.items()
+        return {name: row.load() for name, row in rows if row.edits_weights and row.trained}
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"..{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,8 +4,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ from transformers import PreTrainedModel
 
 from ..data.labelled_images import LabelledImages
 from ..erasure.wrapping import copy_of_model
-from ..errors import ForgetSetError, IncompleteErasureWarning, ModelError
-from ..ledger.record import MOST_UNCHANGED, Unchanged, cannot_be_seen, refuse_all_classes, refuse_forgotten
+from ..errors import ForgetSetError, ModelError
+from ..ledger.record import Unchanged, refuse_all_classes, refuse_forgotten, warn_if_incomplete
+from ..modeling.configuration_esc import is_erased
 
 
 def check_sets(config: Any, forget: LabelledImages, retain: LabelledImages | None, scenario: str) -> None:
@@ -44,7 +44,7 @@ def check_known(predictions: Tensor, labels: Tensor, scenario: str) -> None:
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """A copy to be changed; a [`ModelError`] where that makes no sense."""
-    if model.config.model_type == "esc":
+    if is_erased(model):
         raise ModelError(
             "This is an erased model, whose projection stands in front of the head that would be trained. Unlearn "
             "first and erase from the result, or erase from this one again."
@@ -75,16 +75,12 @@ def not_finite(model: PreTrainedModel, logits: Tensor) -> str | None:
     return None if torch.isfinite(logits).all() else "the logits of forget images are not finite"
 
 
-def warn_of_unchanged(config: Any, labels: Iterable[int], unchanged: Unchanged, method: str, advice: str) -> None:
+def warn_of_unchanged(config: Any, record: Mapping[str, Any], *, advice: str) -> None:
     """Warn where a class was not forgotten, and say what to do, or where nothing tells."""
-    if unchanged.right_before is not None and unchanged.right_before < MOST_UNCHANGED:
-        warnings.warn(cannot_be_seen(config, labels, unchanged.right_before), IncompleteErasureWarning, stacklevel=4)
-        return
-    if unchanged.worst > MOST_UNCHANGED:
-        worst = "" if len(unchanged.by_label or ()) < 2 else f", and {unchanged.worst:.1%} of those of a class,"
-        warnings.warn(
-            f"The erasure is incomplete: after {method}, {unchanged.share:.1%} of the forget images{worst} are "
-            f"classified as their labels say ({unchanged.right_before:.1%} before). {advice}",
-            IncompleteErasureWarning,
-            stacklevel=4,
-        )
+    by_label = record["unchanged_by_label"] or ()
+    worst = "" if len(by_label) < 2 else f", and {max(by_label):.1%} of those of a class,"
+    what = (
+        f"after {record['method']}, {record['unchanged']:.1%} of the forget images{worst} are classified as their "
+        f"labels say ({record['right_before']:.1%} before)"
+    )
+    warn_if_incomplete(config, record, what, advice=advice)

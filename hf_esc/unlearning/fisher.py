@@ -19,7 +19,7 @@ from ..data.labelled_images import LabelledImages, labelled_images
 from ..errors import DivergenceError, ForgetSetError, ModelError, OptionError
 from ..features.sites import evaluating, find_sites
 from ..features.stream import model_inputs
-from ..ledger.record import ledger_record
+from ..ledger.record import WEIGHTS, ledger_record
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
 from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
@@ -37,7 +37,7 @@ def fisher_forgetting(
     scenario: str = "classes",
     seed: int = 42,
     batch_size: int = 8,
-    processor: Any = None,
+    processing_class: Any = None,
     image_column: str | None = None,
     label_column: str | None = None,
     image_memory: int = 1024,
@@ -68,7 +68,7 @@ def fisher_forgetting(
             [`UnlearningArguments`][hf_esc.unlearning.training_args.UnlearningArguments].
         seed (`int`, defaults to 42): Of the noise.
         batch_size (`int`, defaults to 8): Images whose gradients are in memory at once, each as large as the model.
-        processor (*optional*): Image processor; that of `model` by default.
+        processing_class (*optional*): The image processor; that of `model` by default.
         image_column, label_column (`str`, *optional*): Columns of data sets.
         image_memory (`int`, defaults to 1024): The most MiB of preprocessed images in memory.
 
@@ -93,7 +93,7 @@ def fisher_forgetting(
         raise OptionError("`zero_head_rows` forgets a class, and these are images of classes that stay.")
     options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "memory": image_memory}
     student = copy_of(model).eval()
-    forget, processor = labelled_images(model, forget_set, processor, **options)
+    forget, processor = labelled_images(model, forget_set, processing_class, **options)
     if retain_set is None:
         raise ForgetSetError("Fisher forgetting looks at retain images and needs a `retain_set`.")
     retain, processor = labelled_images(model, retain_set, processor, what="retain set", **options)
@@ -131,14 +131,14 @@ def fisher_forgetting(
             "data": "retain",
             "base_sha256": weights_sha256(model),
         },
+        kind=WEIGHTS,
         labels=labels if scenario == "classes" else [],
         num_images=len(forget),
         unchanged=unchanged,
         unchanged_of=len(forget),
     )
     student.config.erasures = [*getattr(model.config, "erasures", []), record]
-    if scenario == "classes":
-        warn_of_unchanged(model.config, labels, unchanged, "fisher", "Take a larger `alpha`, or another method.")
+    warn_of_unchanged(model.config, record, advice="Take a larger `alpha`, or another method.")
     return student
 
 

@@ -23,7 +23,7 @@ from ..errors import CheckpointError, DivergenceError, ForgetSetError, ModelErro
 from ..features.sites import evaluating
 from ..features.stream import model_inputs
 from ..hub.card import write_card
-from ..ledger.record import ledger_record
+from ..ledger.record import WEIGHTS, ledger_record
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
 from ..training.safetensors_trainer import SafetensorsTrainer
@@ -341,6 +341,7 @@ class UnlearningTrainer(SafetensorsTrainer):
             | {"steps": self._best_step or self.state.global_step, "data": self._data()}
             | self._retain_images()
             | {"base_sha256": self._weights_before()},
+            kind=WEIGHTS,
             labels=self.forget_labels.tolist() if of_classes else [],
             num_images=len(self.forget),
             unchanged=unchanged,
@@ -349,14 +350,9 @@ class UnlearningTrainer(SafetensorsTrainer):
         self.model.config.erasures = [*getattr(self.teacher.config, "erasures", []), record]
         self.model.eval()
         self._erased = True
-        if of_classes:
-            warn_of_unchanged(
-                self.teacher.config,
-                self.forget_labels.tolist(),
-                unchanged,
-                self.method,
-                "Train longer, with a larger `learning_rate`, or take another method.",
-            )
+        warn_of_unchanged(
+            self.teacher.config, record, advice="Train longer, with a larger `learning_rate`, or take another method."
+        )
 
     def _data(self) -> str:
         return " + ".join(name for name, used in (("forget", self.uses_forget), ("retain", self.uses_retain)) if used)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import OutputError
+from .errors import OutputError
 
 _WEIGHTS = {".safetensors", ".bin"}
 _MODEL_FILES = {
