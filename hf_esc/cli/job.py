@@ -1,4 +1,4 @@
-"""What a long job leaves besides its result: warnings, on stderr when it is done, and the seconds of each phase."""
+"""Warnings of a long job, printed on stderr when it is done, and the seconds that each phase took."""
 
 import time
 import warnings

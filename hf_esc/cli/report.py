@@ -8,7 +8,7 @@ import typer
 
 from ..methods import METHODS
 
-# What an erasure costs the other classes is said from here on.
+# Losses of the other classes above this many points are printed.
 _FEW_POINTS = 5.0
 
 

@@ -18,7 +18,7 @@ from .request import Request
 
 
 class _Parser(HfArgumentParser):
-    """An error of it is one of ours, and not two pages of usage."""
+    """A parser whose errors are ours, without two pages of usage."""
 
     def error(self, message: str) -> NoReturn:
         raise OptionError(message[:1].upper() + message[1:])

@@ -1,4 +1,4 @@
-"""The words of a command line that `typer` leaves to the parser of a training."""
+"""Split a command line between typer and the parser of the training arguments."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from ..methods import METHODS
 
 
 class EraseCommand(TyperCommand):
-    """Takes the arguments of a training too, each with its value, where `--method` edits the weights."""
+    """A command that also takes the arguments of a training, each with its value, if `--method` edits the weights."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         own: list[str] = args

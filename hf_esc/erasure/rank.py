@@ -1,4 +1,4 @@
-"""How many directions to take: from p, outright, or the fewest that change the head's mind about the forget set."""
+"""How many directions to project out: from p, as given, or the fewest that change the head's predictions."""
 
 # Shapes: n sampled images, d_g feature dimensions of site group g, k_g directions, S sites, C classes.
 
@@ -22,18 +22,18 @@ from .statistics import ForgetStatistics
 
 Rank = int | Literal["auto"] | None
 
-# How far a warning looks for a rank that would do; `rank="auto"` looks at them all.
+# A warning looks for a sufficient rank up to this one. `rank="auto"` looks at all ranks.
 MOST_SUGGESTED = 64
 
 
 class RankSearch:
-    """Bases for a rank, and what each does to the head's predictions for the sampled images."""
+    """Finds the bases for a rank, and what they do to the head's predictions for the sampled images."""
 
     def __init__(self, model: ESCModel, statistics: ForgetStatistics):
         self.model = model
         self.statistics = statistics
-        # What is new goes beside the basis of a low-rank factor that comes last. Linear factors act before it, on the
-        # moments once and for all: F M F^T, in float64. What is not linear has acted on the features already.
+        # New directions join the basis of the last factor if it is low-rank. The linear factors before it act on the
+        # moments, F M F^T in float64. Factors that are not linear have acted on the features already.
         self.mapped, self.leading, self.old = zip(*(p.parts() for p in model.projections), strict=True)
         self.moments = {label: self._led(moments) for label, moments in statistics.moments.items()}
         self.before: Tensor | None = None
@@ -46,7 +46,7 @@ class RankSearch:
             ]
 
     def _led(self, moments: Sequence[SecondMoment]) -> list[tuple[Tensor, Tensor | None]]:
-        """For each group the moment of what the leading factors let through, and the size of what they were given."""
+        """For each group, the moment behind the leading linear factors, and the largest diagonal entry before them."""
         result: list[tuple[Tensor, Tensor | None]] = []
         for factors, moment in zip(self.leading, moments, strict=True):
             if not factors:
@@ -58,7 +58,7 @@ class RankSearch:
         return result
 
     def factors(self, bases: Sequence[Tensor]) -> list[list]:
-        """All factors of each projection, the given bases in their places."""
+        """All factors of each projection, with the given bases in the last one."""
         return [
             [*mapped, *led, LowRankFactor.of(basis.float())]
             for mapped, led, basis in zip(self.mapped, self.leading, bases, strict=True)
@@ -81,7 +81,7 @@ class RankSearch:
         return [rank_from_percentage(p, d) if rank is None else check_rank(rank, d) for d in dims]
 
     def bases(self, ranks: Sequence[int]) -> list[Tensor]:
-        """For each group the basis so far with `rank` directions more, of each label where `per_class`."""
+        """For each group, the basis so far and `rank` more directions, or `rank` of each label if `per_class`."""
         bases = []
         for group, (basis, rank) in enumerate(zip(self.old, ranks, strict=True)):
             if self.directions is not None:

@@ -40,9 +40,9 @@ from .statistics import check_labels
 from .wrapping import wrapped_copy
 
 BANK_SIZE = 2000
-# Of how many forget images the ranks are taken, and the gate is looked at.
+# Forget images that the ranks are computed from and the gate is tried on.
 _SAMPLE_SIZE = 4096
-# Retain images beyond the bank's size that are looked at, as the gate takes some of them for forgotten.
+# Look at more retain images than the bank holds: the gate takes some of them for forgotten ones.
 _SPARE = 1.1
 
 
@@ -65,25 +65,26 @@ def remap(
     Make an image classifier forget classes in a way that a converged probe does not undo: where the head would say a
     forgotten class, the feature is replaced by one of another class.
 
-    A linear projection hides a class from the head alone. This map is not linear: of an image that the gate finds, its
-    output says which retain image's feature took the place, and little else; see [`RemapFactor`] for the formula. What
-    the gate, which is the head itself, misses of the forgotten classes passes as it is.
+    A linear projection hides a class from the head only. This map is not linear. If the gate finds an image, the
+    output is the feature of a retain image and tells little else; see [`RemapFactor`] for the formula. The gate is the
+    head itself. Images of the forgotten classes that it misses pass as they are.
 
     A related idea is known by its title: "Robustly Erasing Space Concepts via Stochastic Feature Remapping" (2026).
 
-    The file holds features of retain images, in half precision. Where those must not travel, take other pictures for
-    `retain_set`, such as public ones: any that are not of the forgotten classes will do.
+    The file holds features of retain images, in half precision. If those must not travel, take other images for
+    `retain_set`, such as public ones: any images that do not show the forgotten classes will do.
 
-    Whoever holds the file can take the map off, as any projection.
+    Whoever holds the file can take the map off, like any projection.
 
     Args:
         model, forget_set, processing_class, batch_size, num_workers, image_column, label_column, sites: As in
-            [`erase`][hf_esc.erasure.esc.erase]. The forget set needs labels: the gate is asked for them.
-        retain_set: Pictures for the bank, as the forget set; labels are not needed.
-        bank_size (`int`, defaults to 2000): n. More leave less to be read, and make the file larger by 2 d bytes each.
-        threshold (`float`, *optional*): Replace features where the forgotten classes have more than this probability
-            together. Lower ones miss less and have more false alarms. Without one, the argmax decides.
-        seed (`int`, defaults to 0): Of the choice of pictures for the bank.
+            [`erase`][hf_esc.erasure.esc.erase]. The forget set needs labels: the gate acts on classes.
+        retain_set: Images for the bank, in the same forms as the forget set. They need no labels.
+        bank_size (`int`, defaults to 2000): n. A larger bank leaves less to be read. Each vector adds 2 d bytes to the
+            file.
+        threshold (`float`, *optional*): Replace a feature if the forgotten classes together have more than this
+            probability. A lower threshold misses less and has more false alarms. Without one, the argmax decides.
+        seed (`int`, defaults to 0): Seed of the choice of images for the bank.
 
     Returns:
         [`ESCModel`]: Its ledger says `gate_recall`, the share of (a sample of) the forget images that the gate finds,
@@ -128,7 +129,7 @@ def remap(
     retain_batches, _ = forget_batches(
         model, chosen, image_processor, batch_size, num_workers, *own_columns, what="retain set"
     )
-    # What is looked at is what will be stored.
+    # Try the features as they will be stored, in half precision.
     retain = _retain_sample(erased, groups, retain_batches, labels, wanted, seed).half().float()
 
     gate = RemapFactor(groups[0].dim, bank_size, labels, len(bias), threshold)
@@ -241,9 +242,9 @@ def _retain_part(
     retain_set: Any, config, image_column: str | None, label_column: str | None, size: int, seed: int
 ) -> tuple[Any, tuple[str | None, str | None]]:
     """
-    So many pictures of a data set, drawn by the seed (of a stream, all), and its columns of images and labels.
+    `size` images of a data set, drawn by the seed (all images of a stream), and its columns of images and labels.
 
-    Labels that are not the model's say nothing here, and are left out. What is no data set stays as it is.
+    Labels that are not the model's are left out. Anything but a data set is passed on as it is.
     """
     features = getattr(retain_set, "features", None)
     if features is None or isinstance(retain_set, datasets.DatasetDict | datasets.IterableDatasetDict):
@@ -286,7 +287,7 @@ def _linear_head(model: ESCModel, groups: list[SiteGroup], first: tuple[Batch, F
 def _filled(
     config, weight: Tensor, bias: Tensor, bank: Tensor, forget: FeatureSample, labels: list[int], threshold
 ) -> RemapFactor:
-    """The factor of a bank and of the forget features that its gate finds."""
+    """The factor for a bank and the forget features that its gate finds."""
     factor = RemapFactor(bank.shape[1], len(bank), labels, len(bias), threshold)
     factor.weight, factor.bias = weight, bias
     features = forget.features[0].float().cpu()
@@ -311,16 +312,16 @@ def _filled(
 
 def _separators(ordered: Tensor, parts: int) -> Tensor:
     """
-    What separates `parts` equal parts of a distribution `(parts - 1,)`, of which m sorted values are known.
+    The values `(parts - 1,)` that divide a distribution into `parts` equal parts. m sorted samples of it are given.
 
-    The j-th of the values has the share (j + 1/2) / m below it, and between two the distribution is even: there can be
-    more parts than values, and further values fall into nearly each. No separator is on a value, where rounding would
-    decide.
+    A fraction (j + 1/2) / m of the distribution lies below sample j, and between two samples it is uniform. So there
+    can be more parts than samples, and new samples reach nearly all parts. No separator equals a sample: rounding
+    would then decide on which side it falls.
     """
     place = torch.arange(1, parts, dtype=torch.float64) * len(ordered) / parts - 0.5
     at = place.floor().clamp(0, len(ordered) - 2).long()
     below, above = ordered[at], ordered[at + 1]
-    found = torch.lerp(below, above, place - at)  # beyond the ends, as between the two next to them
+    found = torch.lerp(below, above, place - at)  # beyond the ends, this extrapolates the two nearest samples
     margin = torch.minimum((above - below) / 2, 1e-5 * (ordered[-1] - ordered[0]))
     between = torch.minimum(torch.maximum(found, below + margin), above - margin)
     return torch.where(

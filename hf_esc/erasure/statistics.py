@@ -1,4 +1,4 @@
-"""What one pass over the forget set leaves: second moments, and a bounded sample of the features."""
+"""Statistics of the forget features, collected in one pass: second moments, and a bounded sample."""
 
 # Shapes: B images in a batch, N forget images, n of them in the sample, d_g feature dimensions of site group g.
 
@@ -21,14 +21,14 @@ from ..features.stream import FeatureBatch, stream_features
 from ..modeling.factors import Factor
 from ..modeling.modeling_esc import ESCModel
 
-# Of how many forget images the head's prediction is looked at, before and after: enough for a share to 1.5 %.
+# Forget images whose predictions are compared before and after: enough to know a share to 1.5 %.
 SAMPLE_SIZE = 1024
 
 
 @dataclass
 class ForgetStatistics:
     """
-    What one pass over the forget set leaves: nothing in it grows with the number of images.
+    Statistics of the forget features. Their size does not grow with the number of images.
 
     Args:
         groups (`list[SiteGroup]`): Where the features were read.
@@ -103,7 +103,7 @@ def collect(model: ESCModel, batches: Iterable[Batch], *, per_class: bool = Fals
 
 
 def after(factors: Sequence[Factor], features: Tensor) -> Tensor:
-    """Features behind some factors, in float64: what rounding leaves of an erased class could pass for more of it."""
+    """Apply factors to features in float64: what rounding leaves of an erased class could pass for a new direction."""
     if not factors:
         return features
     exact = features.double()

@@ -1,4 +1,4 @@
-"""An ESCModel around a copy of a classifier: the given model stays as it is, and its head is found."""
+"""Wrap a copy of a classifier in an ESCModel, and find its head. The given model is not touched."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def wrapped_copy(
 
 def copy_of_model(model: Model) -> Model:
     """
-    A deep copy, also of a model that caches tensors with a graph, which refuse to be copied.
+    A deep copy of a model, also of one that caches tensors with a graph, which Python cannot copy.
 
     Raises:
         ModelError: If the model is offloaded, or is the inside of an erased one.

@@ -22,12 +22,12 @@ from ..modeling.configuration_esc import is_erased
 from ..modeling.projection import FACTORS
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-# Of a model whose weights were edited, and that has nothing in front of its head.
+# For a model whose weights were edited and which has nothing in front of its head.
 EDITED_TEMPLATE = Path(__file__).with_name("card_template_edited.md")
 BEGIN = "<!-- begin hf_esc: written anew on each push; what stands outside of these two lines is yours -->"
 END = "<!-- end hf_esc -->"
 TAGS = ["machine-unlearning", "concept-erasure", "esc"]
-# What a record has beside its settings.
+# The keys of a record that are no settings of its method.
 _NO_SETTINGS = {"method", "kind", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label"}
 _NO_SETTINGS |= {"right_before", "unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
 _NO_SETTINGS |= {"projection_sha256"}
@@ -68,8 +68,8 @@ def card_text(
     """
     The card of an erased model.
 
-    Where there is a card already, the part between the two marks is written anew, or put at its end if it has none,
-    and all else stays: text, and metadata that a person set.
+    If a card exists, the part between the two marks is written anew (or added at the end, if there are no marks). Text
+    and metadata that a person wrote stay.
 
     Args:
         config (`PretrainedConfig`): Of the erased model, or of one with edited weights: it has a ledger.

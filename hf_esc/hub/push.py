@@ -28,7 +28,7 @@ from .card import card_text
 from .redaction import redacted_config, redacted_report, refuse_forgotten_names, refuse_in_files
 
 EVALUATION, FIGURE = "evaluation.json", "figures/retention.png"
-# What an earlier push may have left and this one may not write: shards, code of another base, the evaluation.
+# Files that an earlier push may have left and this one may not write: shards, code of another base, the evaluation.
 _STALE = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(modeling|configuration)_\w+\.py|"
     + re.escape(EVALUATION)
@@ -59,9 +59,9 @@ def push(
     Push an erased model, or one with edited weights, in one commit: either all of it is on the Hub afterwards or
     nothing.
 
-    With it go its configuration and ledger, image processor, label names, the code that loads it where hf_esc is not
+    The commit also holds its configuration and ledger, image processor, label names, the code that loads it where hf_esc is not
     installed, the card ([`card_text`]; one that is there is brought up to date), and, with a report, `evaluation.json`
-    and a figure of it. Pictures do not: they could be of what was forgotten.
+    and a figure of it. Images are not pushed: they could show what was forgotten.
 
     Args:
         model (`PreTrainedModel`): The erased model.
@@ -141,7 +141,7 @@ def push(
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
         if report is not None:
-            # Paths are nobody's business.
+            # Do not publish local paths.
             report = replace(report, model=repo_id, dataset=report.dataset_id or Path(report.dataset).name)
             (folder / EVALUATION).write_text(report.to_json() + "\n", encoding="utf-8")
         if redact:

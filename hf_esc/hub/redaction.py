@@ -1,4 +1,4 @@
-"""Take the names of forgotten classes out of what is published: a name can be what had to be forgotten."""
+"""Take the names of forgotten classes out of what is published: the name itself may have to be forgotten."""
 
 from __future__ import annotations
 

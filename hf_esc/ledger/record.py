@@ -1,4 +1,4 @@
-"""The ledger of an erased model: one record for each erasure, which says what was done and how well it went."""
+"""The ledger of an erased model: one record for each erasure, with what was done and how well it went."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..methods import WEIGHTS as WEIGHTS
 from ..methods import kind_of
 from ..version import __version__
 
-# The share of unchanged predictions above which an erasure is called incomplete.
+# An erasure is incomplete if a larger fraction of the predictions stays.
 MOST_UNCHANGED = 0.10
 
 
 @dataclass(frozen=True)
 class Unchanged:
     """
-    What a projection leaves of the head's predictions for the forget images.
+    How many of the forget images keep their prediction.
 
-    With labels, only a prediction that was right counts as one to be changed: an image that the head took for another
-    class already has nothing to lose. (After the weights were edited, every prediction that is right counts.)
+    With labels, only predictions that were right count: an image that the head already took for another class has
+    nothing to lose. (After an edit of the weights, every prediction that is right counts.)
 
     Args:
-        share (`float`): Of the images that were looked at, those whose prediction stays.
+        share (`float`): The fraction of the images whose prediction stays.
         by_label (`dict[int, float]`, *optional*): The same for each label: a class that stays whole must not hide
-            behind others that went.
-        right_before (`float`, *optional*): With labels, the share whose prediction was right before.
+            behind others that are gone.
+        right_before (`float`, *optional*): With labels, the fraction whose prediction was right before.
     """
 
     share: float
@@ -141,8 +141,8 @@ def warn_if_incomplete(config, record: Mapping[str, Any], what: str, *, advice: 
 
 def base_on_the_hub(config) -> tuple[str | None, str | None]:
     """
-    The Hub's id and the commit of the classifier that is erased, None where it did not come from there: a path is
-    nobody's business.
+    The Hub's id and the commit of the classifier that is erased, or None if it did not come from the Hub. Local paths
+    are not recorded: they could name a person.
     """
     for record in getattr(config, "erasures", []):
         return record.get("base"), record.get("base_revision")

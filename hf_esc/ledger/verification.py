@@ -1,4 +1,4 @@
-"""Whether an erased model is what its ledger says: the projection, the weights, where they came from, the code."""
+"""Check an erased model against its ledger: the projection, the weights, their origin, the code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .record import edits_weights
 @dataclass(frozen=True)
 class Check:
     """
-    One thing that was looked at.
+    The result of one check.
 
     Args:
-        name (`str`): What.
-        passed (`bool`, *optional*): None where it could not be looked at.
-        detail (`str`): What was found, or why it was not looked at.
+        name (`str`): What was checked.
+        passed (`bool`, *optional*): None if it could not be checked.
+        detail (`str`): What was found, or why it was not checked.
     """
 
     name: str
@@ -41,14 +41,15 @@ class Check:
 
 def verify(source: str | Path, *, revision: str | None = None, token: str | bool | None = None) -> list[Check]:
     """
-    Look whether a checkpoint is the erased model that its ledger describes, up to the first thing that is not so.
+    Check whether a checkpoint is the erased model that its ledger describes, up to the first mismatch.
 
-    In turn: it loads, with a projection that is one and has the fingerprint of the ledger; the ledger is whole; the
-    weights inside have the fingerprint of the ledger; they are those of the base model that it names, where that is at
-    hand (in the cache, or on a Hub that can be reached); the code beside them is that of this version of hf_esc.
+    The checks, in turn: the checkpoint loads, and its projection is valid and has the fingerprint in the ledger; the
+    ledger is whole; the weights inside have the fingerprint in the ledger; they are those of the base model that the
+    ledger names, if that is in the cache or on a Hub that can be reached; the code beside the weights is that of this
+    version of hf_esc.
 
-    Fingerprints tell accidents and edits from what was made. They do not tell a forger, who can write a new ledger;
-    whom a file is from, the Hub's commits say.
+    Fingerprints detect accidents and edits. They do not detect a forger, who can write a new ledger. The Hub's commits
+    say whom a file is from.
 
     Args:
         source (`str` or `Path`): A folder, or an id on the Hub.
@@ -56,7 +57,7 @@ def verify(source: str | Path, *, revision: str | None = None, token: str | bool
         token (*optional*): As in `from_pretrained`.
 
     Returns:
-        `list[Check]`: All that was looked at; only the last can be one that did not pass.
+        `list[Check]`: All checks that were made. Only the last one can have failed.
 
     Raises:
         ModelError: If there is no checkpoint at `source`.
