@@ -206,7 +206,7 @@ def test_a_model_that_does_not_say_what_it_forgot_is_exit_code_2(evaluate):
     for probes in ("paper", "none"):
         code, out, err = evaluate("--probes", probes, model="embedded/resnet")
         assert (code, out) == (2, "")
-        assert "Name it with `--forget LABEL`, `--forget-fraction SHARE` or" in err
+        assert "Name it with `--forget LABEL`, `--forget-fraction FRACTION` or" in err
 
 
 def test_options_of_probes_do_not_go_with_none_of_them(hf_esc, clothes, tmp_path):

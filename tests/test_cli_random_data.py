@@ -295,7 +295,7 @@ def test_copies_of_forgotten_images_are_not_kept(hf_esc, data, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "What is to be forgotten? Name it with `--forget LABEL`, `--forget-fraction SHARE` or `--forget-indices"),
+        ((), "What is to be forgotten? Name it with `--forget LABEL`, `--forget-fraction FRACTION` or "),
         (("--forget", "Bag", "--forget-fraction", "0.1"), "in one way"),
         (("--forget-indices", "1", "--forget-fraction", "0.1"), "in one way"),
         (("--forget", "Bag", "--forget-indices", "1"), "in one way"),

@@ -12,7 +12,7 @@ from ..saving import check_output, write_folder
 from . import options
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
-from .methods import MethodName, listed, refuse_foreign
+from .methods import MethodName, help_text, listed, refuse_foreign
 from .report import print_erasure
 from .request import Wish, read_rows, retain_set
 
@@ -34,9 +34,7 @@ def erase(
     method: Annotated[
         MethodName,
         typer.Option(
-            help="`esc`: closed form. `esc-t`: a trained mask. `remap`: features become those of other classes. The "
-            "others change the weights: `fisher` adds noise, the rest are trainings, and any argument of a training "
-            "(--learning-rate 0.01, say) can be given too, with its value.",
+            help=help_text(),
         ),
     ] = MethodName["esc"],
     p: Annotated[
@@ -60,28 +58,31 @@ def erase(
     epochs: Annotated[
         float | None,
         typer.Option(
-            help="esc-t: the most passes over the forget features, by default 50. Trainings: passes over the images; "
-            "each method has a default."
+            help="esc-t: at most this many passes over the forget features, by default 50. Other trainings: passes "
+            "over the images; each method has its own default."
         ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(help="All but esc: seed of the training, by default 42; remap: of the bank, by default 0."),
+        typer.Option(
+            help="Seed of a training or of fisher's noise, by default 42; remap: seed of the bank, by default 0."
+        ),
     ] = None,
     retain: Annotated[
         str | None,
         typer.Option(
             metavar="DATA",
-            help="remap: pictures whose features stand in for those of the forgotten classes, and travel with the "
-            f"file. {listed(_LEARN_FROM_RETAIN)}: images to keep, with labels. By default, those of --dataset that "
-            "are not forgotten, nor were before. All other methods look at the forget images alone.",
+            help="remap: images whose features replace those of the forgotten classes and travel with the file. "
+            f"{listed(_LEARN_FROM_RETAIN)}: images to keep, with labels. By default, the images of --dataset that are "
+            "not forgotten now and were not forgotten before. All other methods use only the forget images.",
         ),
     ] = None,
     bank_size: Annotated[int | None, typer.Option(min=2, help="remap: how many of them, by default 2000.")] = None,
     gate_threshold: Annotated[
         float | None,
         typer.Option(
-            help="remap: take an image for forgotten from this probability on; by default, the likeliest class."
+            help="remap: replace a feature if the forgotten classes have more than this probability; by default, if "
+            "one of them is the likeliest class."
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the output folder.")] = False,
@@ -92,8 +93,8 @@ def erase(
         int | None,
         typer.Option(
             min=1,
-            help="Images in a batch where nothing is trained, by default 32. fisher: images whose gradients are in "
-            "memory at once, by default 8. Of a training: --per-device-train-batch-size.",
+            help="Images in a batch when nothing is trained, by default 32. fisher: images whose gradients are held "
+            "in memory at once, by default 8. For the batches of a training, use --per-device-train-batch-size.",
         ),
     ] = None,
     num_workers: options.NumWorkers = 0,
@@ -105,11 +106,11 @@ def erase(
     """
     Erase classes, or single training images, from an image classifier.
 
-    ESC sends the training images of the forgotten classes through the model once, and projects their principal feature
-    directions out in front of the head; ESC-T trains a mask over all of their directions instead; remap replaces their
-    features by those of other classes, which hides them from converged probes too. The backbone is not changed, and
-    whoever holds the file can take the projection off. All other methods change the weights and leave a plain
-    checkpoint of the same architecture. `hf-esc train` keeps checkpoints of the trained ones.
+    ESC sends the training images of the forgotten classes through the model once and projects their principal feature
+    directions out in front of the head. ESC-T trains a mask over all of these directions instead. Remap replaces the
+    features by those of other classes, which hides the classes from converged probes too. These three leave the
+    weights as they are, and whoever holds the file can take the projection off. All other methods edit the weights and
+    leave a plain checkpoint of the same architecture. `hf-esc train` keeps checkpoints of a training.
 
     Example: hf-esc erase embedded --dataset embedded --forget Trouser --output demo
     """
@@ -133,7 +134,7 @@ def erase(
     from .runners import runner
 
     with tempfile.TemporaryDirectory() as scratch:
-        # What is wrong with its settings is said before the model is loaded.
+        # Refuse wrong settings before the model is loaded.
         run = runner(
             row,
             settings,
@@ -158,12 +159,12 @@ def erase(
         clock.lap("erase")
 
     before = after = earlier = None
-    # The folder takes its place when all has gone well, evaluation included: a run that fails leaves none.
+    # The folder appears only when everything went well, the evaluation included: a run that fails leaves none.
     with write_folder(output, overwrite=overwrite) as folder:
         erased.save_pretrained(folder)
         if row.edits_weights:
             processor.save_pretrained(folder)
-        # What is measured is what others will load, and it does load.
+        # Measure what others will load. This also shows that it loads.
         reloaded = load_classifier(str(folder), device=device)
         clock.lap("save")
         if evaluate:

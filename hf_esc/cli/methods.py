@@ -11,6 +11,16 @@ from ..methods import METHODS, Method
 MethodName = Enum("MethodName", {name: name for name in METHODS}, type=str)  # type: ignore[misc]
 
 
+def help_text() -> str:
+    """The help of `--method`, from the table."""
+    in_front = "; ".join(f"`{name}` {row.summary}" for name, row in METHODS.items() if not row.edits_weights)
+    trained = "any argument of its training (--learning-rate 0.01, say)"
+    return (
+        f"In front of the head: {in_front}. All others edit the weights. If one is trained, {trained} can be given, "
+        "with its value."
+    )
+
+
 def takes(method: Method, option: str) -> bool:
     """Whether a method takes an option that not all of them do."""
     if option == "retain":

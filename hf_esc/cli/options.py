@@ -23,8 +23,8 @@ Dataset = Annotated[
 ForgetFraction = Annotated[
     float | None,
     typer.Option(
-        metavar="SHARE",
-        help="Instead of classes: a share of the training images, drawn at random, whatever their classes.",
+        metavar="FRACTION",
+        help="Instead of classes: a fraction of the training images, drawn at random from all classes.",
         show_default=False,
     ),
 ]
@@ -33,15 +33,16 @@ ForgetIndices = Annotated[
     str | None,
     typer.Option(
         metavar="FILE|ROW,ROW",
-        help="Instead of classes: rows of the training split, from 0, or a file with one in a line or a JSON list.",
+        help="Instead of classes: rows of the training split, counted from 0, or a file with one row number a line "
+        "or a JSON list.",
         show_default=False,
     ),
 ]
-ImageColumn = Annotated[str | None, typer.Option(help="The column with the images, where several could hold them.")]
-LabelColumn = Annotated[str | None, typer.Option(help="The column with the labels, where several could hold them.")]
+ImageColumn = Annotated[str | None, typer.Option(help="The column with the images, if several could hold them.")]
+LabelColumn = Annotated[str | None, typer.Option(help="The column with the labels, if several could hold them.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in a batch.")]
 NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read and preprocess images.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; an accelerator where there is one by default.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default an accelerator, if there is one.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run the code that a model brings along.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..data.image_data import ImageData
 
-WAYS = "`--forget LABEL`, `--forget-fraction SHARE` or `--forget-indices FILE|ROW,ROW`"
+WAYS = "`--forget LABEL`, `--forget-fraction FRACTION` or `--forget-indices FILE|ROW,ROW`"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Wish:
 
     Args:
         forget (`list[str]`, *optional*): Classes.
-        fraction (`float`, *optional*): A share of the training images, drawn at random.
+        fraction (`float`, *optional*): A fraction of the training images, drawn at random.
         seed (`int`, *optional*): Of that draw.
         rows (`list[int]`, *optional*): Rows of the training split.
 

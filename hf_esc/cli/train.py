@@ -29,7 +29,7 @@ class Arguments:
         default=None, metadata={"help": "Classes to forget, by name or number, several with spaces or commas."}
     )
     forget_fraction: float | None = field(
-        default=None, metadata={"help": "Instead of classes: a share of the training images, drawn at random."}
+        default=None, metadata={"help": "Instead of classes: a fraction of the training images, drawn at random."}
     )
     forget_seed: int | None = field(default=None, metadata={"help": "Seed of that draw; 0 if unset."})
     forget_indices: str | None = field(

@@ -59,9 +59,9 @@ def push(
     Push an erased model, or one with edited weights, in one commit: either all of it is on the Hub afterwards or
     nothing.
 
-    The commit also holds its configuration and ledger, image processor, label names, the code that loads it where hf_esc is not
-    installed, the card ([`card_text`]; one that is there is brought up to date), and, with a report, `evaluation.json`
-    and a figure of it. Images are not pushed: they could show what was forgotten.
+    The commit holds the weights, configuration and ledger, image processor, label names, the code that loads the model
+    where hf_esc is not installed, the card ([`card_text`]; an existing one is brought up to date), and with a report,
+    `evaluation.json` and a figure. Images are not pushed: they could show what was forgotten.
 
     Args:
         model (`PreTrainedModel`): The erased model.
