@@ -123,6 +123,7 @@ def evaluate(
     before = _original(original, model, classifier, **loading)
     retrained = load_classifier(reference, **loading) if reference is not None else None
     if chosen:
+        from ..evaluation.report_text import table
         from ..evaluation.unlearning import ORIGINAL, RETRAIN, evaluate_unlearning
 
         references = {
@@ -151,7 +152,7 @@ def evaluate(
         forgotten = ", ".join(report.forget) or f"{report.num_forget_train} training images"
         typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
         typer.echo(f"Probes with any randomness are the mean of {seeds} seeds; -: not measured.\n")
-        typer.echo(report.table())
+        typer.echo(table(report))
         return
     if request is None:
         erased, mapping = erased_labels(classifier.config), data.labels_in(classifier.config)

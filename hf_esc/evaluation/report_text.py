@@ -1,17 +1,17 @@
-"""An evaluation in words: a table for people, and one for a model card."""
+"""A report in words: a table for people, and a table and results for a model card."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+from huggingface_hub import EvalResult
 
 from .accuracy import Accuracies
 from .attacks import MEANINGS
 from .gate import GateCurve, GatePoint
-
-if TYPE_CHECKING:
-    from .report import UnlearningReport
+from .markdown import escaped
+from .report import UnlearningReport
 
 # The six numbers of `Accuracies`, as tables call them.
 ROWS = {
@@ -146,6 +146,31 @@ def markdown(report: UnlearningReport) -> str:
     return "\n".join(lines)
 
 
+def eval_results(report: UnlearningReport) -> list[EvalResult]:
+    """
+    The numbers of the model under test for the `model-index` of a model card.
+
+    Each is named after who reads (the head, or a probe) and what (such as `D_ft`).
+    """
+    result = report.models["model"]
+    short = {key: title.split()[0] for key, title in ROWS.items()}
+    named = {f"head {title}": getattr(result.accuracies, key) for key, title in short.items()}
+    for probe, retention in result.retention.items():
+        named |= {f"KR ({probe}) {title}": retention.mean[key] for key, title in short.items()}
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=report.dataset_id or "images",
+            dataset_name=report.dataset_id or Path(report.dataset).name,
+            metric_type="kr_score" if name.startswith("KR") else "accuracy",
+            metric_name=f"{name} (%)",
+            metric_value=round(value, 2),
+        )
+        for name, value in named.items()
+        if value is not None
+    ]
+
+
 def _by_class(report: UnlearningReport) -> list[tuple[str, list[list[float | None] | None]]]:
     """Where several classes were forgotten: the head's shares for each, by model."""
     if len(report.forget) < 2 or report.models["model"].by_class is None:
@@ -158,13 +183,6 @@ def _names(report: UnlearningReport, gate: GateCurve) -> str:
     """The classes of a remap, those by name that the evaluation is of."""
     names = dict(zip(report.forget_labels, report.forget, strict=True))
     return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
-
-
-def escaped(text: str) -> str:
-    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)
 
 
 def _cell(value: float | None, digits: int = 2) -> str:
