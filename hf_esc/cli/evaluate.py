@@ -123,8 +123,9 @@ def evaluate(
     before = _original(original, model, classifier, **loading)
     retrained = load_classifier(reference, **loading) if reference is not None else None
     if chosen:
+        from ..evaluation.columns import ORIGINAL, RETRAIN
         from ..evaluation.report_text import table
-        from ..evaluation.unlearning import ORIGINAL, RETRAIN, evaluate_unlearning
+        from ..evaluation.unlearning import evaluate_unlearning
 
         references = {
             name: given for name, given in {ORIGINAL: before, RETRAIN: retrained}.items() if given is not None
@@ -155,8 +156,7 @@ def evaluate(
         typer.echo(table(report))
         return
     if request is None:
-        erased, mapping = erased_labels(classifier.config), data.labels_in(classifier.config)
-        request = Request(data, [label for label, there in enumerate(mapping) if there in erased])
+        request = Request(data, data.labels_from(classifier.config, erased_labels(classifier.config)))
     if not request.labels and request.rows is None:
         raise LabelError(f"{dataset!r} has no class that {model} has forgotten. Name others with {WAYS}.")
     rows, results = request.rows, beside_original(classifier, before, request, batch_size, num_workers)
