@@ -27,6 +27,7 @@ from hf_esc.data import load_images
 from hf_esc.embedded import embedded_models
 from hf_esc.evaluation.attacks import ATTACKS
 from hf_esc.evaluation.probes import PROBES
+from hf_esc.evaluation.report_text import table
 from hf_esc.evaluation.unlearning import evaluate_unlearning
 from hf_esc.loading import load_classifier
 
@@ -64,7 +65,7 @@ def main() -> None:
             attacks=ATTACKS,
             seeds=SEEDS,
         )
-        print(name, report.table(), file=sys.stderr, flush=True)
+        print(name, table(report), file=sys.stderr, flush=True)
         log = json.loads((folder / "training.json").read_text())
         results[name] = report.to_dict() | {
             "retrain": {key: log[key] for key in ("command", "accuracy", "seconds", "train_images")},

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_esc.data import image_batches, load_images
-from hf_esc.evaluation.knowledge_retention import accuracies_of, share_of
+from hf_esc.evaluation.accuracy import accuracies_of, share_of
 from hf_esc.features.sites import find_sites
 from hf_esc.features.stream import stream_features
 

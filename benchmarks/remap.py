@@ -24,7 +24,8 @@ from torch import Tensor
 from hf_esc.data import image_batches, load_images
 from hf_esc.embedded import embedded_models
 from hf_esc.erasure.remap import remap
-from hf_esc.evaluation.knowledge_retention import accuracies_of, retention_of, share_of
+from hf_esc.evaluation.accuracy import accuracies_of, share_of
+from hf_esc.evaluation.knowledge_retention import retention_of
 from hf_esc.evaluation.model_features import SplitFeatures, model_features
 from hf_esc.evaluation.probes import PROBES, train_probe
 from hf_esc.features.sites import find_sites

@@ -38,8 +38,9 @@ from tune import tuned_name, tuning_file
 from hf_esc.data import load_images
 from hf_esc.errors import HfEscError
 from hf_esc.evaluation.differences import class_similarity, weight_differences
+from hf_esc.evaluation.forgotten import Forgotten
+from hf_esc.evaluation.measures import measure
 from hf_esc.evaluation.model_features import ModelFeatures, model_features
-from hf_esc.evaluation.unlearning import measure
 from hf_esc.loading import load_classifier, load_processor, random_network
 from hf_esc.modeling.fingerprints import weights_sha256
 
@@ -143,16 +144,16 @@ class Subject:
             self._random = self.features(random_network(self.original), "random")
         return self._random
 
-    def sets(self, request: list[str], so_far: list[str]) -> tuple[Any, Any, dict[str, Any]]:
-        """Images to forget, those of none that was asked for so far, and what `measure` calls the first."""
+    def sets(self, request: list[str], so_far: list[str]) -> tuple[Any, Any, Forgotten]:
+        """Images to forget, images of what nobody has asked for so far, and what `measure` calls the first."""
         train = self.data.train
         if self.experiment.fraction:
             rows = self.data.rows_to_forget(self.experiment.fraction)
             others = self.data.rows(rows, keep=False)
-            return self.data.rows(rows), others, {"forget_labels": [], "forget_indices": rows}
+            return self.data.rows(rows), others, Forgotten([], rows=rows)
         labels = self.data.resolve(request, self.original.config)
         others = self.data.select(train, self.data.resolve(so_far, self.original.config), keep=False)
-        return self.data.forget_set(labels), others, {"forget_labels": labels}
+        return self.data.forget_set(labels), others, Forgotten(labels)
 
     def reference(self, name: str, request: list[str]) -> tuple[PreTrainedModel, dict[str, float]] | None:
         """The network, and the seconds that it was trained for; None of a Retrain that is not there."""
@@ -173,9 +174,9 @@ class Subject:
         """Everything that is measured of one model."""
         whose = label if label in ("original", "random") else f"{label}-{slug(so_far)}"
         features = self.features(model, whose.replace(" ", "-"))
-        *_, what = self.sets(so_far, so_far)
+        *_, forgotten = self.sets(so_far, so_far)
         result = measure(
-            features, self.random, **what, probes=self.experiment.probes, seeds=(seed,), device=self.original.device
+            features, self.random, forgotten, probes=self.experiment.probes, seeds=(seed,), device=self.original.device
         )
         values = dataclasses.asdict(result)
         found: dict[str, Any] = {

@@ -17,7 +17,7 @@ from hf_esc import erase
 from hf_esc.all_cnn.modeling_all_cnn import AllCNNLayer
 from hf_esc.data import ImageData, image_batches, load_images
 from hf_esc.errors import ProbeError
-from hf_esc.evaluation import Accuracies, evaluate_accuracies
+from hf_esc.evaluation import Accuracies, evaluate_accuracies, report_text
 from hf_esc.evaluation.accuracy import model_classifier
 from hf_esc.evaluation.attacks import ATTACKS, MEANINGS, few_shot, finetune, hidden_layers, nearest_neighbours, strip
 from hf_esc.evaluation.knowledge_retention import knowledge_retention, retention_of
@@ -660,7 +660,7 @@ def test_it_comes_back_from_json_with_its_attacks(whole):
 
 
 def test_the_table_has_a_row_for_each_attack_and_says_who_could_make_it(whole):
-    [title, *rows] = whole.table().split("\n\n")[-1].splitlines()
+    [title, *rows] = report_text.table(whole).split("\n\n")[-1].splitlines()
     assert title.startswith("attacks: ")
     numbers, meanings = rows[: len(ATTACKS)], rows[len(ATTACKS) :]
     for attack, row in zip(ATTACKS, numbers, strict=True):
@@ -670,7 +670,7 @@ def test_the_table_has_a_row_for_each_attack_and_says_who_could_make_it(whole):
     assert meanings == [f"  {attack}: {meaning}" for attack, meaning in MEANINGS.items()]
     assert list(MEANINGS) == list(ATTACKS)
     plain = replace(whole, models={name: replace(r, attacks=None) for name, r in whole.models.items()})
-    assert "attacks" not in plain.table()
+    assert "attacks" not in report_text.table(plain)
 
 
 @pytest.mark.parametrize(
@@ -779,10 +779,10 @@ def test_the_average_gap_by_hand():
     rows = by_hand(model=column(100.0, 90.0, None, 80.0, 60.0), retrain=column(95.0, 96.0, None, 84.0, 50.0))
     assert rows.average_gap() == pytest.approx((5 + 6 + 4 + 10) / 4)
     assert rows.to_dict()["average_gap"] == rows.average_gap()
-    assert "Avg Gap" in rows.table()
+    assert "Avg Gap" in report_text.table(rows)
     alone = by_hand(model=model)
     assert alone.average_gap() is None
-    assert "Avg Gap" not in alone.table()
+    assert "Avg Gap" not in report_text.table(alone)
     assert by_hand(model=model, retrain=column(0.0, 95.0, 0.0, 84.0, None)).average_gap() is None
 
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from transformers import ViTConfig
 
 from hf_esc.errors import HubError
-from hf_esc.evaluation import Accuracies
+from hf_esc.evaluation import Accuracies, report_text
 from hf_esc.evaluation.attacks import MEANINGS, AttackResult
 from hf_esc.evaluation.gate import GateCurve, GatePoint
+from hf_esc.evaluation.markdown import escaped
 from hf_esc.evaluation.membership import MembershipInference
 from hf_esc.evaluation.report import ModelResult, Retention, UnlearningReport
 from hf_esc.evaluation.zrf import ZeroRetrainForgetting
-from hf_esc.hub.card import BEGIN, END, TAGS, card_text, escaped
+from hf_esc.hub.card import BEGIN, END, TAGS, card_text
 from hf_esc.modeling.configuration_esc import ESCConfig
 
 from .hub import card_errors
@@ -134,7 +135,7 @@ def test_its_metadata_is_what_the_hub_reads():
     name, results = model_index_to_eval_results(parts(card)[0]["model-index"])
     assert name == "no-dogs"
     found = {entry.metric_name: entry.metric_value for entry in results}
-    assert found == {entry.metric_name: entry.metric_value for entry in made.eval_results()}
+    assert found == {entry.metric_name: entry.metric_value for entry in report_text.eval_results(made)}
     assert len(found) == 18  # six of the head and of each of two probes
     assert (found["head D_ft (%)"], found["KR (paper) D_ft (%)"], found["KR (converged) D_ft (%)"]) == (2, 8, 14)
     assert {(entry.dataset_name, entry.task_type) for entry in results} == {("me/pictures", "image-classification")}
@@ -457,8 +458,8 @@ def test_no_label_method_or_data_set_breaks_it(labels, method, date, dataset):
     card = card_text(configuration(erasures), repo_id="me/no-dogs", report=made)
     assert_whole(card, {"base_model": "google/tiny-vit", "library_name": "hf_esc"})
     html = rendered(card)
-    assert (html.count("<table>"), html.count("<tr>")) == (2, 3 + len(made.markdown().splitlines()) - 1)
-    assert re.findall(r"<td[ >]", html).__len__() == 2 * 6 + 5 * (len(made.markdown().splitlines()) - 2)
+    assert (html.count("<table>"), html.count("<tr>")) == (2, 3 + len(report_text.markdown(made).splitlines()) - 1)
+    assert re.findall(r"<td[ >]", html).__len__() == 2 * 6 + 5 * (len(report_text.markdown(made).splitlines()) - 2)
     kinds = set(re.findall(r"<(\w+)", html))
     assert kinds <= {"p", "strong", "h2", "table", "thead", "tbody", "tr", "th", "td", "a", "code", "pre", "ul", "li"}
     assert re.findall(r'href="([^"]*)"', html) == ["https://huggingface.co/google/tiny-vit"]

@@ -7,6 +7,7 @@ import pytest
 
 from hf_esc import erase
 from hf_esc.data import load_images
+from hf_esc.evaluation import report_text
 from hf_esc.evaluation.attacks import MEANINGS
 from hf_esc.evaluation.probes import PROBES
 from hf_esc.evaluation.report import UnlearningReport
@@ -63,7 +64,7 @@ def test_json_is_the_report_and_nothing_else(evaluate):
     assert model.forget_test < 10 < 90 < original.forget_test
     assert report.models["model"].curve is None
     _, table, _ = evaluate("--seeds", 2)
-    assert table.endswith(report.table() + "\n")
+    assert table.endswith(report_text.table(report) + "\n")
 
 
 def test_output_is_the_report_in_a_file_beside_the_table(evaluate, tmp_path):
@@ -71,7 +72,7 @@ def test_output_is_the_report_in_a_file_beside_the_table(evaluate, tmp_path):
     code, out, _ = evaluate("--output", file, "--curve")
     assert code == 0
     report = UnlearningReport.from_json(file.read_text())
-    assert report.table() in out
+    assert report_text.table(report) in out
     assert report.models["model"].curve
     assert list(tmp_path.iterdir()) == [file]
     code, out, _ = evaluate("--output", file, "--json")

@@ -173,6 +173,8 @@ def test_requested_labels_are_the_data_sets_and_its_classes_are_matched_by_name(
     data = load_images(save_parquet(tmp_path / "named", train=labelled([0, 1, 2], NAMES)))
     model = Config(["bird", "cat", "dog", "fish"])
     assert data.labels_in(model) == [1, 2, 0]
+    assert [data.labels_from(model, [label]) for label in range(4)] == [[2], [0], [1], []]  # and back
+    assert data.labels_from(model, [3, 0, 1]) == [0, 2]
     assert data.resolve("dog", model) == [1]
     assert data.resolve(["cat,bird"], model) == [0, 2]
     for number in (2, "2", "#2", "cat,2"):  # the data set's "bird" or the model's "dog"?

@@ -1,5 +1,8 @@
 """Accuracies are counted as by hand, and HM is the paper's."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from datasets import Dataset, Features, Image, Value
@@ -10,7 +13,7 @@ from transformers import ViTImageProcessor
 
 from hf_esc.data import ImageData, image_batches
 from hf_esc.evaluation import Accuracies, evaluate_accuracies, harmonic_mean
-from hf_esc.evaluation.accuracy import model_classifier
+from hf_esc.evaluation.accuracy import accuracies_of, model_classifier, share_of
 from hf_esc.loading import load_processor
 
 from .pictures import encoded
@@ -30,6 +33,29 @@ def test_hm_is_a_mean_that_rises_with_forgetting_and_with_keeping(forget, retain
 
 def test_hm_at_the_ends():
     assert [harmonic_mean(*pair) for pair in ((0, 100), (100, 100), (0, 0), (100, 0))] == [100, 0, 0, 0]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=60))
+def test_a_share_and_that_of_the_rest_add_up_to_the_whole(images):
+    right, part = (torch.tensor([image[side] for image in images], dtype=torch.bool) for side in (0, 1))
+    shares = share_of(right, part), share_of(right, ~part)
+    assert [share is None for share in shares] == [not part.any(), not (~part).any()]
+    counted = sum((share or 0) * int(side.sum()) for share, side in zip(shares, (part, ~part), strict=True))
+    assert counted == pytest.approx(100 * int(right.sum()))
+
+
+def test_a_share_is_rounded_once():
+    """7 of 25 are 28 %, where 100 times the mean is 28.000000000000004."""
+    right = torch.arange(25) < 7
+    assert share_of(right, torch.ones(25, dtype=torch.bool)) == 28.0
+
+
+@given(st.tuples(*[st.none() | percent] * 4))
+def test_hm_is_there_where_both_of_its_shares_are_and_classes_were_forgotten(shares):
+    found = accuracies_of(shares)
+    for hm, pair in ((found.hm_train, shares[:2]), (found.hm_test, shares[2:])):
+        assert hm == (None if None in pair else harmonic_mean(*pair))
+    assert accuracies_of(shares, of_images=True) == Accuracies(*shares, None, None)
 
 
 # (D_f, D_r) and HM of Table 1: https://huggingface.co/papers/2504.02199
@@ -147,3 +173,18 @@ def test_the_embedded_model_knows_its_test_images(resnet, fashion):
         {"": model_classifier(resnet)}, few, [], mapping=few.labels_in(resnet.config), processor=load_processor(resnet)
     ).values()
     assert measured.retain_train > 85
+
+
+def test_what_is_light_imports_nothing_heavy_and_a_report_none_of_its_words():
+    code = """
+import sys
+from hf_esc.evaluation import harmonic_mean
+assert not any(name.split(".")[0] == "sklearn" for name in sys.modules)
+import hf_esc.evaluation.report
+assert "hf_esc.evaluation.report_text" not in sys.modules
+import hf_esc.evaluation
+for name in hf_esc.evaluation.__all__:
+    assert getattr(hf_esc.evaluation, name).__name__ == name
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

@@ -12,11 +12,12 @@ from hf_esc import ESCModel, erase
 from hf_esc.data import image_batches, load_images
 from hf_esc.erasure.remap import remap
 from hf_esc.errors import DataError
+from hf_esc.evaluation import report_text
 from hf_esc.evaluation.gate import THRESHOLDS, GateCurve, gate_curves
 from hf_esc.evaluation.model_features import ModelFeatures, SplitFeatures, model_features
 from hf_esc.evaluation.report import UnlearningReport
-from hf_esc.evaluation.unlearning import evaluate_unlearning, random_network
-from hf_esc.loading import load_processor
+from hf_esc.evaluation.unlearning import evaluate_unlearning
+from hf_esc.loading import load_processor, random_network
 from hf_esc.modeling.remap_factor import RemapFactor
 
 TROUSER, SANDAL, SHIRT, BAG = 1, 5, 6, 8
@@ -245,7 +246,7 @@ def test_a_part_of_the_forgotten_classes_has_the_gates_that_are_of_them(models, 
     [curve] = report.gates
     assert curve.labels == [SHIRT, BAG]
     assert in_force(curve).retain_test == pytest.approx(report.models["model"].accuracies.retain_test)
-    assert f"{TITLE} class 6, Bag:" in report.table()
+    assert f"{TITLE} class 6, Bag:" in report_text.table(report)
 
 
 def test_another_original_changes_no_gate(models, reports, resnet, data):
@@ -269,7 +270,7 @@ def test_without_a_remap_in_force_there_is_none(resnet, models, data, case):
             report = evaluate_unlearning(models["argmax"], data, **QUICK)
     assert report.gates is None
     assert report.to_dict()["gates"] is None
-    words = (report.table() + report.markdown()).lower()
+    words = (report_text.table(report) + report_text.markdown(report)).lower()
     assert not any(part in words for part in ("the gate", "argmax", "what is not found"))
 
 
@@ -314,7 +315,7 @@ def numbers(point) -> list[str]:
 
 
 def test_the_table_has_a_section_for_each_gate(reports):
-    table = reports["two remaps after ESC"].table()
+    table = report_text.table(reports["two remaps after ESC"])
     first, second = (part for part in table.split("\n\n") if part.startswith(TITLE))
     assert first.startswith(f"{TITLE} Trouser: ")
     assert second.startswith(f"{TITLE} Shirt, Bag: ")
@@ -331,7 +332,7 @@ def test_the_table_has_a_section_for_each_gate(reports):
 
 
 def test_in_markdown_it_is_a_table_of_its_own_behind_the_others(reports):
-    parts = reports["two remaps after ESC"].markdown().split("\n\n")
+    parts = report_text.markdown(reports["two remaps after ESC"]).split("\n\n")
     assert [len({line.count("|") for line in part.splitlines()}) for part in parts] == [1] * 5
     _, title, first, other, second = parts
     assert "The gate of the remap of Trouser, in %." in title
@@ -349,8 +350,8 @@ def test_in_markdown_it_is_a_table_of_its_own_behind_the_others(reports):
 
 def test_no_name_of_a_class_breaks_the_markdown(reports):
     report = replace(reports["argmax"], forget=["a|b\n# <c>"])
-    assert report.markdown().count("\n# ") == 0
-    assert "a\\|b" in report.markdown()
+    assert report_text.markdown(report).count("\n# ") == 0
+    assert "a\\|b" in report_text.markdown(report)
 
 
 def test_the_command_prints_it_of_a_remapped_model(hf_esc, models, reports, clothes, tmp_path):
@@ -359,5 +360,5 @@ def test_the_command_prints_it_of_a_remapped_model(hf_esc, models, reports, clot
     command = ("evaluate", tmp_path / "model", "--dataset", clothes, "--batch-size", 200, "--seeds", 1)
     code, out, _ = hf_esc(*command)
     assert code == 0
-    wanted = reports["argmax"].table()
+    wanted = report_text.table(reports["argmax"])
     assert out.rstrip().endswith(wanted[wanted.index(TITLE) :])

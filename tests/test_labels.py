@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_esc.data.labels import match_labels, model_label_names, resolve_labels
+from hf_esc.data.labels import erased_earlier, erased_labels, match_labels, model_label_names, resolve_labels
 from hf_esc.errors import LabelError
 
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Ankle boot"]
@@ -175,3 +175,13 @@ def test_names_of_a_model_come_in_the_order_of_its_logits_and_placeholders_are_n
     assert model_label_names(SimpleNamespace(id2label={0: "LABEL_0", 1: "LABEL_1"})) is None
     assert model_label_names(SimpleNamespace(id2label={0: "LABEL_0", 1: "cat"})) == ["LABEL_0", "cat"]
     assert model_label_names(SimpleNamespace(id2label=None)) is None
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=3), st.sets(st.integers(0, 9)))
+def test_what_was_erased_earlier_is_in_the_ledger_and_not_asked_for(records, asked):
+    config = SimpleNamespace(erasures=[{"label_ids": record or None} for record in records])
+    earlier = erased_earlier(config, asked)
+    assert earlier == sorted(set(earlier))
+    assert not set(earlier) & asked
+    assert set(earlier) | (asked & erased_labels(config)) == {label for record in records for label in record}
+    assert erased_earlier(SimpleNamespace(), asked) == []

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from hf_esc import erase
 from hf_esc.data import load_images
 from hf_esc.errors import DataError, ForgetSetError, LabelError, ModelError, ProbeError
-from hf_esc.evaluation import Accuracies, evaluate_accuracies
+from hf_esc.evaluation import Accuracies, evaluate_accuracies, report_text
 from hf_esc.evaluation.accuracy import model_classifier
 from hf_esc.evaluation.knowledge_retention import CurvePoint, knowledge_retention, retention_curve
 from hf_esc.evaluation.membership import membership_inference
@@ -195,7 +195,7 @@ def test_rows_that_were_forgotten_have_no_test_images(erased, data):
     right = seen.train.right()[rows].double().mean().item()
     assert found.models["model"].accuracies.forget_train == pytest.approx(100 * right)
     assert UnlearningReport.from_json(found.to_json()) == found
-    assert "original" in found.table()
+    assert "original" in report_text.table(found)
 
 
 # Features that are kept
@@ -330,7 +330,7 @@ def sections(table: str) -> dict[str, dict[str, list[str]]]:
 
 
 def test_the_table_has_a_column_for_each_model_and_a_section_for_each_probe(report):
-    found = sections(report.table())
+    found = sections(report_text.table(report))
     assert found[""]["columns"] == ["model", "original", "retrain", "random"]
     head = found["the head"]
     assert head["D_f forget, train"] == [f"{r.accuracies.forget_train:.2f}" for r in report.models.values()]
@@ -353,20 +353,20 @@ def test_the_table_has_a_column_for_each_model_and_a_section_for_each_probe(repo
     [curve] = [rows for title, rows in found.items() if "by labelled forget images" in title]
     assert list(curve) == [str(point.labelled) for point in report.models["model"].curve]
     assert curve["1"] == [f"{result.curve[0].forget_test:.2f}" for result in report.models.values()]
-    assert "not converged" not in report.table()
+    assert "not converged" not in report_text.table(report)
 
 
 def test_the_table_says_where_a_probe_did_not_converge_and_what_is_not_there():
     found = by_hand(**THREE)
-    rows = sections(found.table())["KR, the paper's probe (ten epochs, not trained to the end)"]
+    rows = sections(report_text.table(found))["KR, the paper's probe (ten epochs, not trained to the end)"]
     assert rows["HM train"] == ["-"] * 3
     assert rows["excess knowledge"] == [f"{100 * 20 / 70:.2f}", "100.00", "0.00"]
     found.models["retrain"].retention["paper"].settings["converged"] = False
-    assert "(not converged: more can be read than this)" in found.table()
+    assert "(not converged: more can be read than this)" in report_text.table(found)
 
 
 def test_results_for_a_card_are_the_model_s_and_say_which_probe(report):
-    results = {result.metric_name: result for result in report.eval_results()}
+    results = {result.metric_name: result for result in report_text.eval_results(report)}
     names = ("D_f", "D_r", "D_ft", "D_rt", "HM", "HM_t")
     parts = ["head", *(f"KR ({probe})" for probe in PROBES)]
     assert list(results) == [f"{part} {name} (%)" for part in parts for name in names]
@@ -379,7 +379,9 @@ def test_results_for_a_card_are_the_model_s_and_say_which_probe(report):
         assert result.metric_type == ("accuracy" if name.startswith("head") else "kr_score")
         # A path is nobody's business.
         assert (result.task_type, result.dataset_name) == ("image-classification", Path(report.dataset).name)
-    assert not [result for result in by_hand(0, **THREE).eval_results() if re.search("KR.*(HM|D_ft)", str(result))]
+    assert not [
+        result for result in report_text.eval_results(by_hand(0, **THREE)) if re.search("KR.*(HM|D_ft)", str(result))
+    ]
 
 
 # What is refused
@@ -473,8 +475,8 @@ def test_of_several_classes_each_stands_on_its_own(resnet, data):
     assert original[1] == alone.models["model"].by_class[0]
     accuracies = alone.models["model"].accuracies
     assert original[1] == pytest.approx([accuracies.forget_train, accuracies.forget_test])
-    assert "  Bag, test" in found.table()
-    assert "  Bag, test" not in alone.table()
+    assert "  Bag, test" in report_text.table(found)
+    assert "  Bag, test" not in report_text.table(alone)
     assert UnlearningReport.from_json(found.to_json()) == found
     for break_it in (lambda by: by.pop(), lambda by: by.append("x"), lambda by: by[0].pop(), lambda by: by.clear()):
         values = json.loads(found.to_json())

@@ -104,10 +104,7 @@ def evaluate(
             "`--probes none` looks at the head alone: leave --reference, --curve, --attacks, --output and "
             "--feature-dir out with it."
         )
-    if output is not None and output.is_dir():
-        raise OutputError(f"The report {output} is a folder. Name a file.")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
+    _check_output(output)
     from ..data.image_data import load_images
     from ..data.labels import erased_labels
     from ..loading import load_classifier
@@ -122,44 +119,70 @@ def evaluate(
     loading: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
     before = _original(original, model, classifier, **loading)
     retrained = load_classifier(reference, **loading) if reference is not None else None
-    if chosen:
-        from ..evaluation.unlearning import ORIGINAL, RETRAIN, evaluate_unlearning
-
-        references = {
-            name: given for name, given in {ORIGINAL: before, RETRAIN: retrained}.items() if given is not None
-        }
-        report = evaluate_unlearning(
-            classifier,
-            data,
-            request.labels if request is not None and request.rows is None else None,
-            forget_indices=request.rows if request is not None else None,
-            references=references,
-            probes=chosen,
-            curve=curve,
-            attacks=attempts,
-            seeds=range(seeds),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            device=device,
-            feature_dir=feature_dir,
-        )
-        if output is not None:
-            output.write_text(report.to_json() + "\n")
-        if json:
-            print_json(report.to_dict())
-            return
-        forgotten = ", ".join(report.forget) or f"{report.num_forget_train} training images"
-        typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
-        typer.echo(f"Probes with any randomness are the mean of {seeds} seeds; -: not measured.\n")
-        typer.echo(report.table())
+    if not chosen:
+        request = request or Request(data, data.labels_from(classifier.config, erased_labels(classifier.config)))
+        _print_head(model, dataset, classifier, before, request, batch_size, num_workers, as_json=json)
         return
-    if request is None:
-        erased, mapping = erased_labels(classifier.config), data.labels_in(classifier.config)
-        request = Request(data, [label for label, there in enumerate(mapping) if there in erased])
+    from ..evaluation.columns import ORIGINAL, RETRAIN
+    from ..evaluation.unlearning import evaluate_unlearning
+
+    given = {ORIGINAL: before, RETRAIN: retrained}
+    report = evaluate_unlearning(
+        classifier,
+        data,
+        request.labels if request is not None and request.rows is None else None,
+        forget_indices=request.rows if request is not None else None,
+        references={name: network for name, network in given.items() if network is not None},
+        probes=chosen,
+        curve=curve,
+        attacks=attempts,
+        seeds=range(seeds),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        device=device,
+        feature_dir=feature_dir,
+    )
+    if output is not None:
+        output.write_text(report.to_json() + "\n")
+    _print_report(model, dataset, report, as_json=json)
+
+
+def _check_output(output: Path | None) -> None:
+    """Raise, before any work, where a report could not be written."""
+    if output is not None and output.is_dir():
+        raise OutputError(f"The report {output} is a folder. Name a file.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
+
+
+def _print_report(model: str, dataset: str, report: Any, *, as_json: bool) -> None:
+    from ..evaluation.report_text import table
+
+    if as_json:
+        print_json(report.to_dict())
+        return
+    forgotten = ", ".join(report.forget) or f"{report.num_forget_train} training images"
+    typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
+    typer.echo(f"Probes with any randomness are the mean of {len(report.seeds)} seeds; -: not measured.\n")
+    typer.echo(table(report))
+
+
+def _print_head(
+    model: str,
+    dataset: str,
+    classifier: Any,
+    before: Any,
+    request: Request,
+    batch_size: int,
+    num_workers: int,
+    *,
+    as_json: bool,
+) -> None:
+    """The accuracies of the head alone, beside the original's."""
     if not request.labels and request.rows is None:
         raise LabelError(f"{dataset!r} has no class that {model} has forgotten. Name others with {WAYS}.")
     rows, results = request.rows, beside_original(classifier, before, request, batch_size, num_workers)
-    if json:
+    if as_json:
         named = {} if rows is None else {"forget_rows": rows}
         print_json({"model": model, "dataset": dataset, "forget": request.names, **named, "accuracies": results})
         return

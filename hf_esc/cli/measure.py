@@ -36,21 +36,21 @@ def forgotten_earlier(
 
     None of a class of which the data set has no images: nothing tells what has become of it.
     """
-    from ..data.labels import erased_labels
     from ..ledger.record import label_names
 
     data, config = request.data, original.config
     mapping = data.labels_in(config)
-    earlier = label_names(config, erased_labels(config) - {mapping[label] for label in request.labels})
-    found: dict[str, Columns | None] = dict.fromkeys(map(str, earlier.values()))
-    for label in _left_out(replace(request, rows=None), config):
+    earlier = _erased_earlier(request, config)
+    names = label_names(config, earlier)
+    found: dict[str, Columns | None] = dict.fromkeys(map(str, names.values()))
+    for label in data.labels_from(config, earlier):
         test = data.select(data.test, [label]) if data.test is not None else None
         own = replace(data, train=data.select(data.train, [label]), test=test)
         if not len(own.train) and not test:
             continue
         alone = Request(own, [label])
         columns = _measured(_both(original, erased), config, alone, [], processor, batch_size, num_workers)
-        found[str(earlier[mapping[label]])] = {
+        found[str(names[mapping[label]])] = {
             name: {key: values[key] for key in ("forget_train", "forget_test")} for name, values in columns.items()
         }
     return found
@@ -98,12 +98,16 @@ def _both(original, erased) -> dict[str, Any]:
 
 
 def _left_out(request: Request, config: Any) -> list[int]:
-    """The data set's classes that were erased and are not asked for: they are neither forgotten nor retained."""
-    from ..data.labels import erased_labels
+    """The data set's classes that are neither forgotten nor retained: none where single images are forgotten."""
+    return [] if request.rows is not None else request.data.labels_from(config, _erased_earlier(request, config))
 
-    erased = erased_labels(config) if request.rows is None else set()
+
+def _erased_earlier(request: Request, config: Any) -> list[int]:
+    """The model's classes that an earlier request erased and this one does not name."""
+    from ..data.labels import erased_earlier
+
     mapping = request.data.labels_in(config)
-    return [label for label, there in enumerate(mapping) if there in erased and label not in request.labels]
+    return erased_earlier(config, [mapping[label] for label in request.labels])
 
 
 def _measured(

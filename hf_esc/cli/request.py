@@ -109,8 +109,7 @@ class Request:
         """
         from ..data.labels import erased_labels
 
-        earlier = erased_labels(config)
-        gone = {label for label, there in enumerate(self.data.labels_in(config)) if there in earlier}
+        gone = self.data.labels_from(config, erased_labels(config))
         kept = self.data.train if self.rows is None else self._without_copies()
         return self.data.select(kept, {*self.labels, *gone}, keep=False)
 
@@ -137,8 +136,7 @@ class Request:
 
         other = load_images(name)
         wanted = {self.data.labels_in(config)[label] for label in self.labels} | erased_labels(config)
-        theirs = [label for label, there in enumerate(other.labels_in(config)) if there in wanted]
-        if shared := len(other.select(other.train, theirs)):
+        if shared := len(other.select(other.train, other.labels_from(config, wanted))):
             names = ", ".join(map(str, label_names(config, wanted).values()))
             raise LabelError(
                 f"The retain set {name!r} has {shared} images of {names}, which would teach again what is to be "

@@ -161,6 +161,11 @@ class ImageData:
         """For each class of the data set, its class in the model with this `config`; see [`match_labels`]."""
         return match_labels(self.label_names, model_label_names(config), self.num_labels, config.num_labels)
 
+    def labels_from(self, config, labels: Iterable[int]) -> list[int]:
+        """The data set's classes that are `labels` in the model with this `config`: the way back of `labels_in`."""
+        wanted = set(labels)
+        return [label for label, there in enumerate(self.labels_in(config)) if there in wanted]
+
 
 def load_images(
     name: str,

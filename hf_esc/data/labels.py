@@ -30,6 +30,14 @@ def erased_labels(config) -> set[int]:
     return {label for record in getattr(config, "erasures", []) for label in record.get("label_ids") or ()}
 
 
+def erased_earlier(config, labels: Iterable[int]) -> list[int]:
+    """
+    The classes of a model that its ledger says were erased and that are not among `labels`, the model's classes of the
+    request at hand. They are neither forgotten by it nor retained.
+    """
+    return sorted(erased_labels(config) - set(labels))
+
+
 def redacted_name(label: int) -> str:
     """What stands in place of the name of class `label` where that may not be said."""
     return f"redacted-{label}"

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,68 +91,88 @@ def evaluate_accuracies(
     Returns:
         `dict[str, Accuracies]`: By the classifiers' names.
     """
-    shares: dict[str, dict[str, tuple[float | None, float | None]]] = {name: {} for name in classifiers}
-    for split_name, split in (("train", data.train), ("test", data.test)):
+    columns: dict[str, list[float | None]] = {name: [] for name in classifiers}
+    for title, split in (("train", data.train), ("test", data.test)):
         if split is None:
-            for name in classifiers:
-                shares[name][split_name] = (None, None)
+            for shares in columns.values():
+                shares += [None, None]
             continue
         batches = data.batches(
             split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=num_channels
         )
-        total = -(-len(split) // batch_size)
-        gone = None
-        if forget_rows is not None:
-            gone = torch.zeros(len(split), dtype=torch.bool)
-            gone[list(forget_rows) if split_name == "train" else []] = True
-        for name, share in _count(
-            classifiers,
-            logging.tqdm(batches, total=total, desc=f"Accuracy, {split_name}", unit="batch"),
-            forget,
-            leave_out,
-            torch.tensor(mapping),
-            gone,
-        ).items():
-            shares[name][split_name] = share
-    return {
-        name: Accuracies(
-            *share["train"],
-            *share["test"],
-            *((None, None) if forget_rows is not None else (_hm(*share["train"]), _hm(*share["test"]))),
-        )
-        for name, share in shares.items()
-    }
+        bar = logging.tqdm(batches, total=-(-len(split) // batch_size), desc=f"Accuracy, {title}", unit="batch")
+        right, labels = right_answers(classifiers, bar, torch.tensor(mapping))
+        if forget_rows is None:
+            forgotten = _isin(labels, forget)
+        else:
+            forgotten = torch.zeros(len(labels), dtype=torch.bool)
+            forgotten[list(forget_rows) if title == "train" else []] = True
+        retained = ~forgotten & ~_isin(labels, leave_out)
+        for name, shares in columns.items():
+            shares += [share_of(right[name], forgotten), share_of(right[name], retained)]
+    return {name: accuracies_of(shares, of_images=forget_rows is not None) for name, shares in columns.items()}
 
 
 @torch.no_grad()
-def _count(
-    classifiers, batches, forget, leave_out, mapping: Tensor, gone: Tensor | None
-) -> dict[str, tuple[float | None, float | None]]:
-    """For each classifier, the accuracies on forget (`gone` by row, where it is rows) and on retain images."""
-    right = {name: [0, 0] for name in classifiers}
-    seen = [0, 0]
-    forget_labels, left_out = (torch.tensor(list(labels), dtype=torch.long) for labels in (forget, leave_out))
-    start = 0
+def right_answers(
+    classifiers: Mapping[str, Classifier], batches: Iterable[dict[str, Tensor]], mapping: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """
+    Ask several classifiers about the same images.
+
+    Args:
+        classifiers (`Mapping[str, Callable]`): By name, as in [`evaluate_accuracies`].
+        batches (`Iterable[dict[str, torch.Tensor]]`): Their inputs, with the data set's `labels`.
+        mapping (`torch.LongTensor`): The classifiers' class for each of the data set's.
+
+    Returns:
+        `tuple[dict[str, torch.BoolTensor], torch.LongTensor]`: For each classifier the images that it gets right,
+        `(N,)`, and the data set's class of each image, `(N,)`.
+    """
+    right = {name: [torch.zeros(0, dtype=torch.bool)] for name in classifiers}
+    seen = [torch.zeros(0, dtype=torch.long)]
     for batch in batches:
         labels = batch.pop("labels")
-        forgotten = torch.isin(labels, forget_labels) if gone is None else gone[start : start + len(labels)]
-        start += len(labels)
-        groups = [forgotten, ~forgotten & ~torch.isin(labels, left_out)]
-        for index, group in enumerate(groups):
-            seen[index] += int(group.sum())
+        seen.append(labels)
         for name, classifier in classifiers.items():
-            hit = classifier(batch).argmax(dim=1).cpu() == mapping[labels]
-            for index, group in enumerate(groups):
-                right[name][index] += int((hit & group).sum())
-    return {name: (_percent(hits[0], seen[0]), _percent(hits[1], seen[1])) for name, hits in right.items()}
+            right[name].append(classifier(batch).argmax(dim=1).cpu() == mapping[labels])
+    return {name: torch.cat(hits) for name, hits in right.items()}, torch.cat(seen)
 
 
-def _percent(hits: int, images: int) -> float | None:
-    return 100 * hits / images if images else None
+def share_of(right: Tensor, part: Tensor) -> float | None:
+    """
+    The share of the images in `part` that are also in `right`, in %.
+
+    Args:
+        right, part (`torch.BoolTensor` of shape `(N,)`): On the same device.
+
+    Returns:
+        `float`, *optional*: None where `part` is empty.
+    """
+    images = int(part.sum())
+    return 100 * int((right & part).sum()) / images if images else None
+
+
+def accuracies_of(shares: Sequence[float | None], *, of_images: bool = False) -> Accuracies:
+    r"""
+    Four shares with their harmonic means.
+
+    Args:
+        shares (`Sequence[float | None]`): \(D_f\), \(D_r\), \(D_{ft}\) and \(D_{rt}\) in %, None where there are no
+            such images.
+        of_images (`bool`, defaults to `False`): Whether images were forgotten, not classes. There is no HM then.
+    """
+    forget_train, retain_train, forget_test, retain_test = shares
+    hm = (None, None) if of_images else (_hm(forget_train, retain_train), _hm(forget_test, retain_test))
+    return Accuracies(forget_train, retain_train, forget_test, retain_test, *hm)
 
 
 def _hm(forget: float | None, retain: float | None) -> float | None:
     return None if forget is None or retain is None else harmonic_mean(forget, retain)
+
+
+def _isin(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    return torch.isin(labels, torch.tensor(list(classes), dtype=torch.long))
 
 
 def model_classifier(model) -> Classifier:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import copy
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+import datasets
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -20,9 +21,8 @@ from transformers.utils import logging
 from ..data.batches import Batch, image_channels
 from ..data.image_data import ImageData
 from ..errors import DataError, ProbeError
-from ..features.stream import model_inputs
-from ..modeling.outputs import logits_of
-from .knowledge_retention import Part, retention_of, share_of
+from .accuracy import model_classifier, right_answers, share_of
+from .knowledge_retention import Part, retention_of
 from .model_features import ModelFeatures
 
 AttackName = Literal["strip", "hidden_layers", "knn", "few_shot", "finetune"]
@@ -178,53 +178,55 @@ def finetune(
         steps, learning_rate, batch_size, seed: Of the training; the seed draws the images.
         num_workers (`int`): As in [`image_batches`].
     """
-    mapping = torch.tensor(data.labels_in(model.config))
-    absent = [there for there, label in enumerate(mapping.tolist()) if label in {*forget_labels, *left_out}]
-    retain = data.select(data.train, absent, keep=False)
+    retain = data.select(data.train, data.labels_from(model.config, {*forget_labels, *left_out}), keep=False)
     if not len(retain):
         raise ProbeError("There is no image of another class to fine-tune on.")
     if data.test is None:
         raise DataError(f"{data.name!r} has no test split, and what comes back can only be told on test images.")
 
-    def batches(split) -> Iterator[Batch]:
+    def batches(split: datasets.Dataset) -> Iterator[Batch]:
         yield from data.batches(
             split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=image_channels(model.config)
         )
 
-    # A copy does not know that its projection is switched off here and now.
+    def epochs() -> Iterator[Batch]:
+        """Batches of epochs without end, each in an order of its own; no image is read that no step takes."""
+        generator = torch.Generator().manual_seed(seed)
+        left = steps
+        while left > 0:
+            rows = torch.randperm(len(retain), generator=generator)[: left * batch_size]
+            left -= -(-len(rows) // batch_size)
+            yield from batches(retain.select(rows.tolist()))
+
+    mapping = torch.tensor(data.labels_in(model.config))
+    # The copy does not inherit that the original's projection may be switched off at the moment.
     on = projected and all(part.enabled for part in getattr(model, "projections", ()))
     copied = copy.deepcopy(model).float().train().requires_grad_(True)
-    num_labels = model.config.num_labels
-    weights = [parameter for parameter in copied.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(weights, lr=learning_rate, momentum=0.9)
-    with torch.random.fork_rng(), torch.enable_grad(), projection(copied, on=on):
-        torch.manual_seed(seed)  # of dropout
-        bar = logging.tqdm(total=steps, desc="Fine-tuning", unit="step", leave=False)
-        generator = torch.Generator().manual_seed(seed)
-        done = 0
-        while done < steps:
-            rows = torch.randperm(len(retain), generator=generator)[: (steps - done) * batch_size]
-            for batch in batches(retain.select(rows.tolist())):
-                logits = logits_of(copied(**model_inputs(copied, batch)), num_labels)
-                optimizer.zero_grad()
-                functional.cross_entropy(logits, mapping[batch["labels"]].to(logits.device)).backward()
-                optimizer.step()
-                done += 1
-                bar.update()
-        bar.close()
+    with torch.random.fork_rng(), projection(copied, on=on):
+        torch.manual_seed(seed)  # for dropout
+        bar = logging.tqdm(epochs(), total=steps, desc="Fine-tuning", unit="step", leave=False)
+        _train(copied, bar, mapping, learning_rate)
         copied.eval()
-        right, labels = [], []
-        with torch.no_grad():
-            for batch in batches(data.test):
-                logits = logits_of(copied(**model_inputs(copied, batch)), num_labels)
-                labels.append(mapping[batch["labels"]])
-                right.append(logits.argmax(dim=1).cpu() == labels[-1])
-    seen = torch.cat(labels)
-    looked_at = ~torch.isin(seen, torch.tensor(list(left_out), dtype=torch.long))
-    gone = torch.isin(seen, torch.tensor(list(forget_labels)))
+        answers, labels = right_answers({"": model_classifier(copied)}, batches(data.test), mapping)
+    true = mapping[labels]
+    looked_at = ~torch.isin(true, torch.tensor(list(left_out), dtype=torch.long))
+    gone = torch.isin(true, torch.tensor(list(forget_labels)))
     settings = {"optimizer": "SGD", "learning_rate": learning_rate, "momentum": 0.9, "batch_size": batch_size}
     settings |= {"steps": steps, "seed": seed}
-    return _result("finetune", torch.cat(right)[looked_at], gone[looked_at], settings)
+    return _result("finetune", answers[""][looked_at], gone[looked_at], settings)
+
+
+@torch.enable_grad()
+def _train(model: PreTrainedModel, batches: Iterable[Batch], mapping: Tensor, learning_rate: float) -> None:
+    """One step of SGD on the cross-entropy for each batch."""
+    classify = model_classifier(model)
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(weights, lr=learning_rate, momentum=0.9)
+    for batch in batches:
+        logits = classify(batch)
+        optimizer.zero_grad()
+        functional.cross_entropy(logits, mapping[batch["labels"]].to(logits.device)).backward()
+        optimizer.step()
 
 
 def projection(network: Any, *, on: bool) -> AbstractContextManager:

@@ -14,6 +14,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor
 
 from ..modeling.remap_factor import RemapFactor
+from .accuracy import share_of
 from .model_features import ModelFeatures, SplitFeatures
 
 # Beside the argmax and the gate that the model has.
@@ -134,17 +135,14 @@ def _curve(
     for threshold in (None, *sorted({*thresholds} | own_threshold, reverse=True)):
         gate = _with(factor, threshold).gate
         found_train, found_test = gate(said_train), gate(said_test)
-        points.append(
-            GatePoint(
-                threshold,
-                in_force=threshold == factor.threshold,
-                recall_train=_share(found_train, forget_train),
-                recall_test=_share(found_test, forget_test),
-                false_alarms_train=_share(found_train, retain_train),
-                false_alarms_test=_share(found_test, retain_test),
-                retain_test=_share(torch.where(found_test, right_remapped, right_passed), retain_test),
-            )
-        )
+        shares: dict[str, Any] = {  # no part is empty, so none of them is None
+            "recall_train": share_of(found_train, forget_train),
+            "recall_test": share_of(found_test, forget_test),
+            "false_alarms_train": share_of(found_train, retain_train),
+            "false_alarms_test": share_of(found_test, retain_test),
+            "retain_test": share_of(torch.where(found_test, right_remapped, right_passed), retain_test),
+        }
+        points.append(GatePoint(threshold, in_force=threshold == factor.threshold, **shares))
     return GateCurve(list(factor.labels), points)
 
 
@@ -153,11 +151,6 @@ def _with(factor: RemapFactor, threshold: float | None) -> RemapFactor:
     other = copy.copy(factor)
     other.threshold = threshold
     return other
-
-
-def _share(found: Tensor, part: Tensor) -> float:
-    """In % of a part."""
-    return 100 * found[part].double().mean().item()
 
 
 def _mapped(factor: Any, features: Tensor) -> Tensor:

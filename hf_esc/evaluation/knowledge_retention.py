@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ProbeError
-from .accuracy import Accuracies, harmonic_mean
+from .accuracy import Accuracies, accuracies_of, share_of
 from .probes import PROBES, ProbeName, check_features, train_probe
 
 # How many forget samples of each class are labelled for a point of the curve; None for all.
@@ -112,27 +112,8 @@ def retention_of(
     for (features, _, gone), labels in zip((train, test), truth, strict=True):
         right = trained.predict(features).cpu() == labels.cpu()
         shares += [share_of(right, gone.cpu()), share_of(right, ~gone.cpu())]
-    return KnowledgeRetention(probe, accuracies_of(shares), trained.settings)
-
-
-def share_of(right: Tensor, part: Tensor) -> float | None:
-    """The share of `right` among `part`, in %, None where that is empty."""
-    return 100 * right[part].double().mean().item() if part.any() else None
-
-
-def accuracies_of(shares: Sequence[float | None]) -> Accuracies:
-    """The four shares with their harmonic means, which are left out where there is no forget test data."""
-    forget_train, retain_train, forget_test, retain_test = shares
-    if forget_train is None or retain_train is None or forget_test is None or retain_test is None:
-        return Accuracies(forget_train, retain_train, forget_test, retain_test, None, None)
-    return Accuracies(
-        forget_train,
-        retain_train,
-        forget_test,
-        retain_test,
-        harmonic_mean(forget_train, retain_train),
-        harmonic_mean(forget_test, retain_test),
-    )
+    of_images = not test[2].any()  # forgotten classes have test images, and forgotten images have none
+    return KnowledgeRetention(probe, accuracies_of(shares, of_images=of_images), trained.settings)
 
 
 @dataclass(frozen=True)

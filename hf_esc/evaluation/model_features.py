@@ -102,9 +102,10 @@ def model_features(
     if data.test is None:
         raise DataError(f"{data.name!r} has no test split, and what a probe reads can only be told on test images.")
     inner, groups = head_sites(model, processor)
+    weights = weights_sha256(model) if folder is not None else ""
     splits = []
     for title, split in (("train", data.train), ("test", data.test)):
-        key = _key(model, split, processor, data) if folder is not None else ""
+        key = _key(model, weights, split, processor, data) if folder is not None else ""
         file = folder / f"{name}-{title}.safetensors" if folder is not None else None
         found = _read(file, key, hidden) if file is not None else None
         if found is None:
@@ -152,10 +153,10 @@ def _compute(
     return SplitFeatures(torch.cat(features), torch.cat(logits), mapping[torch.cat(labels)], layers)
 
 
-def _key(model: PreTrainedModel, split: datasets.Dataset, processor: Any, data: ImageData) -> str:
+def _key(model: PreTrainedModel, weights: str, split: datasets.Dataset, processor: Any, data: ImageData) -> str:
     """Changes with the weights, the images, their labels or the way they are preprocessed."""
     digest = hashlib.sha256()
-    digest.update(weights_sha256(model).encode())
+    digest.update(weights.encode())
     settings = {name: value for name, value in model.config.to_dict().items() if name != "erasures"}
     digest.update(json.dumps([type(model).__name__, transformers.__version__, settings], default=str).encode())
     digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())

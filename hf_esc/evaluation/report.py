@@ -1,26 +1,25 @@
-"""What an evaluation found: one value that is JSON, and results for a model card."""
+"""What an evaluation found: one value, the numbers that follow from it, and its JSON."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from huggingface_hub import EvalResult
-
 from ..errors import DataError
-from . import report_text
 from .accuracy import Accuracies
 from .attacks import MEANINGS, AttackResult
 from .differences import average_gap
 from .gate import GateCurve, GatePoint
 from .knowledge_retention import CurvePoint
 from .membership import MembershipInference
+from .probes import PROBES
 from .zrf import ZeroRetrainForgetting
 
 _SCHEMA = 1
+# The measured numbers of a point of a gate's curve; a threshold may be None.
+_GATE_NUMBERS = [each.name for each in fields(GatePoint) if each.name not in ("threshold", "in_force")]
 
 
 @dataclass(frozen=True)
@@ -199,44 +198,13 @@ class UnlearningReport:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"This is no report of hf_esc: {type(error).__name__}: {error}") from error
 
-    def table(self) -> str:
-        """For people: a column for each model, and what the numbers mean."""
-        return report_text.table(self)
-
-    def markdown(self) -> str:
-        """
-        For a model card: forget / retain accuracies of the head and of each probe, a column for each model. A table
-        for the gate of each remap follows.
-        """
-        return report_text.markdown(self)
-
-    def eval_results(self) -> list[EvalResult]:
-        """For a model card's `model-index`: the numbers of the model under test, each named for what it is."""
-        result = self.models["model"]
-        short = {key: title.split()[0] for key, title in report_text.ROWS.items()}
-        named = {f"head {title}": getattr(result.accuracies, key) for key, title in short.items()}
-        for probe, retention in result.retention.items():
-            named |= {f"KR ({probe}) {title}": retention.mean[key] for key, title in short.items()}
-        return [
-            EvalResult(
-                task_type="image-classification",
-                dataset_type=self.dataset_id or "images",
-                dataset_name=self.dataset_id or Path(self.dataset).name,
-                metric_type="kr_score" if name.startswith("KR") else "accuracy",
-                metric_name=f"{name} (%)",
-                metric_value=round(value, 2),
-            )
-            for name, value in named.items()
-            if value is not None
-        ]
-
 
 def _gates(values: Any) -> list[GateCurve] | None:
     if values is None:
         return None
     gates = [GateCurve(**gate | {"points": [GatePoint(**point) for point in gate["points"]]}) for gate in values]
     for gate in gates:
-        numbers: list[Any] = [getattr(point, key) for point in gate.points for key in report_text.GATE_TITLES]
+        numbers: list[Any] = [getattr(point, key) for point in gate.points for key in _GATE_NUMBERS]
         numbers += [*gate.labels, *(point.threshold for point in gate.points if point.threshold is not None)]
         if not all(isinstance(number, int | float) for number in numbers):
             raise ValueError("its gates are none")
@@ -244,7 +212,7 @@ def _gates(values: Any) -> list[GateCurve] | None:
 
 
 def _result(values: Mapping[str, Any]) -> ModelResult:
-    if not set(values["retention"]) <= set(report_text.PROBE_TITLES):
+    if not set(values["retention"]) <= set(PROBES):
         raise ValueError(f"its probes are {sorted(values['retention'])}")
     if strange := set(values["attacks"] or ()) - set(MEANINGS):
         raise ValueError(f"its attacks are {sorted(strange)}")

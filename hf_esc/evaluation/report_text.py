@@ -1,17 +1,17 @@
-"""An evaluation in words: a table for people, and one for a model card."""
+"""A report in words: a table for people, and a table and results for a model card."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from huggingface_hub import EvalResult
 
 from .accuracy import Accuracies
 from .attacks import MEANINGS
 from .gate import GateCurve, GatePoint
-
-if TYPE_CHECKING:
-    from .report import UnlearningReport
+from .markdown import escaped
+from .report import UnlearningReport
 
 # The six numbers of `Accuracies`, as tables call them.
 ROWS = {
@@ -46,60 +46,97 @@ _GATE_MEANING = (
 
 def table(report: UnlearningReport) -> str:
     """For people: a column for each model, and what the numbers mean."""
-    names = list(report.models)
-    results = report.models.values()
-    lines = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
+    lines = _Lines(list(report.models))
+    _add_head(lines, report)
+    for probe in report.models["model"].retention:
+        _add_probe(lines, report, probe)
+    _add_metrics(lines, report)
+    _add_curve(lines, report)
+    _add_attacks(lines, report)
+    _add_gates(lines, report)
+    return "\n".join(lines.text)
 
-    def row(title: str, values) -> None:
-        lines.append(f"{title:<26}" + "".join(f"{_cell(value):>15}" for value in values))
 
-    def section(title: str) -> None:
-        lines.append(f"\n{title}")
+class _Lines:
+    """The lines of a table: a title on the left, and a cell for each model."""
 
-    section("the head")
+    def __init__(self, names: Sequence[str]):
+        self.text = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
+
+    def section(self, title: str) -> None:
+        self.text.append(f"\n{title}")
+
+    def row(self, title: str, values: Iterable[float | None], digits: int = 2) -> None:
+        self.cells(title, (_cell(value, digits) for value in values))
+
+    def cells(self, title: str, cells: Iterable[str]) -> None:
+        self.text.append(f"{title:<26}" + "".join(f"{cell:>15}" for cell in cells))
+
+    def notes(self, notes: Iterable[str]) -> None:
+        self.text += [f"  {note}" for note in notes]
+
+
+def _add_head(lines: _Lines, report: UnlearningReport) -> None:
+    lines.section("the head")
     for key, title in ROWS.items():
-        row(title, (getattr(result.accuracies, key) for result in results))
+        lines.row(title, (getattr(result.accuracies, key) for result in report.models.values()))
     for name, pairs in _by_class(report):
         for index, title in enumerate(("train", "test")):
-            row(f"  {name}, {title}", (pair[index] if pair else None for pair in pairs))
-    for probe in report.models["model"].retention:
-        section(PROBE_TITLES.get(probe, probe))
-        for key, title in ROWS.items():
-            row(title, (result.retention[probe].mean[key] for result in results))
-        row("recovery rate", (report.recovery_rate(probe, name) for name in names))
-        excess = {name: report.excess_knowledge(probe, name) for name in names}
-        if any(value is not None for value in excess.values()):
-            row("excess knowledge", (None if value is None else 100 * value for value in excess.values()))
-        if not all(result.retention[probe].settings.get("converged", True) for result in results):
-            lines.append("  (not converged: more can be read than this)")
-    section("membership inference of forget images (50: chance; what a retrained model has is the reference)")
+            lines.row(f"  {name}, {title}", (pair[index] if pair else None for pair in pairs))
+
+
+def _add_probe(lines: _Lines, report: UnlearningReport, probe: str) -> None:
+    results = report.models.values()
+    lines.section(PROBE_TITLES.get(probe, probe))
+    for key, title in ROWS.items():
+        lines.row(title, (result.retention[probe].mean[key] for result in results))
+    lines.row("recovery rate", (report.recovery_rate(probe, name) for name in report.models))
+    excess = [report.excess_knowledge(probe, name) for name in report.models]
+    if any(value is not None for value in excess):
+        lines.row("excess knowledge", (None if value is None else 100 * value for value in excess))
+    if not all(result.retention[probe].settings.get("converged", True) for result in results):
+        lines.notes(["(not converged: more can be read than this)"])
+
+
+def _add_metrics(lines: _Lines, report: UnlearningReport) -> None:
+    results = report.models.values()
+    lines.section("membership inference of forget images (50: chance; what a retrained model has is the reference)")
     for key, title in (("accuracy", "accuracy"), ("auc", "AUC"), ("tpr_at_1_fpr", "TPR at 1 % FPR")):
-        row(title, (getattr(result.membership, key, None) for result in results))
-    section("ZRF on forget images (1: as a random network)")
-    lines.append(f"{'ZRF':<26}" + "".join(f"{_cell(getattr(r.zrf, 'zrf', None), 3):>15}" for r in results))
-    gaps = {name: report.average_gap(name) for name in names}
-    if any(gap is not None for gap in gaps.values()):
-        section("Avg Gap: how far accuracies and membership inference are from the retrained model's")
-        row("Avg Gap", gaps.values())
+        lines.row(title, (getattr(result.membership, key, None) for result in results))
+    lines.section("ZRF on forget images (1: as a random network)")
+    lines.row("ZRF", (getattr(result.zrf, "zrf", None) for result in results), digits=3)
+    gaps = [report.average_gap(name) for name in report.models]
+    if any(gap is not None for gap in gaps):
+        lines.section("Avg Gap: how far accuracies and membership inference are from the retrained model's")
+        lines.row("Avg Gap", gaps)
+
+
+def _add_curve(lines: _Lines, report: UnlearningReport) -> None:
+    results = report.models.values()
     if any(result.curve for result in results):
-        section("KR of a converged probe on D_ft, by labelled forget images of each class")
+        lines.section("KR of a converged probe on D_ft, by labelled forget images of each class")
         for index, point in enumerate(report.models["model"].curve or []):
-            row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
-    if attacks := report.models["model"].attacks:
-        section("attacks: right of forget / retain test images (the original's number: all there is to get)")
-        for attack in attacks:
-            found = [(result.attacks or {}).get(attack) for result in results]
-            cells = ["-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found]
-            lines.append(f"{attack:<26}" + "".join(f"{cell:>15}" for cell in cells))
-        lines += [f"  {attack}: {MEANINGS[attack]}" for attack in attacks]
+            lines.row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
+
+
+def _add_attacks(lines: _Lines, report: UnlearningReport) -> None:
+    attacks = report.models["model"].attacks or {}
+    if attacks:
+        lines.section("attacks: right of forget / retain test images (the original's number: all there is to get)")
+    for attack in attacks:
+        found = [(result.attacks or {}).get(attack) for result in report.models.values()]
+        lines.cells(attack, ("-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found))
+    lines.notes(f"{attack}: {MEANINGS[attack]}" for attack in attacks)
+
+
+def _add_gates(lines: _Lines, report: UnlearningReport) -> None:
     for gate in report.gates or []:
-        section(f"the gate of the remap of {_names(report, gate)}: which of the images are remapped")
-        lines.append(f"{'':<26}" + "".join(f"{title:>15}" for title in GATE_TITLES.values()))
-        for at in gate.points:
-            row(_gate_title(at), (getattr(at, key) for key in GATE_TITLES))
+        lines.section(f"the gate of the remap of {_names(report, gate)}: which of the images are remapped")
+        lines.cells("", GATE_TITLES.values())
+        for point in gate.points:
+            lines.row(_gate_title(point), (getattr(point, key) for key in GATE_TITLES))
     if report.gates:
-        lines += [f"  {sentence}" for sentence in _GATE_MEANING]
-    return "\n".join(lines)
+        lines.notes(_GATE_MEANING)
 
 
 def markdown(report: UnlearningReport) -> str:
@@ -146,6 +183,31 @@ def markdown(report: UnlearningReport) -> str:
     return "\n".join(lines)
 
 
+def eval_results(report: UnlearningReport) -> list[EvalResult]:
+    """
+    The numbers of the model under test for the `model-index` of a model card.
+
+    Each is named after who reads (the head, or a probe) and what (such as `D_ft`).
+    """
+    result = report.models["model"]
+    short = {key: title.split()[0] for key, title in ROWS.items()}
+    named = {f"head {title}": getattr(result.accuracies, key) for key, title in short.items()}
+    for probe, retention in result.retention.items():
+        named |= {f"KR ({probe}) {title}": retention.mean[key] for key, title in short.items()}
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=report.dataset_id or "images",
+            dataset_name=report.dataset_id or Path(report.dataset).name,
+            metric_type="kr_score" if name.startswith("KR") else "accuracy",
+            metric_name=f"{name} (%)",
+            metric_value=round(value, 2),
+        )
+        for name, value in named.items()
+        if value is not None
+    ]
+
+
 def _by_class(report: UnlearningReport) -> list[tuple[str, list[list[float | None] | None]]]:
     """Where several classes were forgotten: the head's shares for each, by model."""
     if len(report.forget) < 2 or report.models["model"].by_class is None:
@@ -158,13 +220,6 @@ def _names(report: UnlearningReport, gate: GateCurve) -> str:
     """The classes of a remap, those by name that the evaluation is of."""
     names = dict(zip(report.forget_labels, report.forget, strict=True))
     return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
-
-
-def escaped(text: str) -> str:
-    """Text as itself in Markdown and HTML, in one line: a label can hold anything."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:-])", r"\\\1", text)
 
 
 def _cell(value: float | None, digits: int = 2) -> str:

@@ -14,8 +14,9 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 
 from ..errors import HubError
+from ..evaluation.markdown import escaped
 from ..evaluation.report import UnlearningReport
-from ..evaluation.report_text import escaped
+from ..evaluation.report_text import eval_results, markdown
 from ..ledger.record import MOST_UNCHANGED, edits_weights, is_complete
 from ..methods import METHODS
 from ..modeling.configuration_esc import is_erased
@@ -92,7 +93,7 @@ def card_text(
     metadata, text = _parts(existing)
     given = [tags] if isinstance(tags, str) else list(tags or [])
     results = [result for result in metadata.pop("eval_results", None) or [] if not _ours(result)]
-    results += report.eval_results() if report is not None else []
+    results += eval_results(report) if report is not None else []
     record = config.erasures[-1] if config.erasures else {}
     base = _hub_id(record.get("base"))
     dataset = _hub_id(report.dataset_id) if report is not None else None
@@ -183,7 +184,7 @@ def _section(
         has_original=report is not None and "original" in report.models,
         has_retrain=report is not None and "retrain" in report.models,
         left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
-        table=report.markdown() if report is not None else "",
+        table=markdown(report) if report is not None else "",
         figure=figure,
         threat=_threat(report, what=what, in_front=in_front, edited=any(map(edits_weights, ledger))),
         images_alone=all(record.get("scenario") == "images" for record in ledger),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..data.labels import erased_labels, redacted_name
+from ..data.labels import erased_earlier, erased_labels, redacted_name
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 
@@ -39,7 +39,7 @@ def redacted_config(config: Any) -> Any:
 
 def redacted_report(report: UnlearningReport, config: Any) -> UnlearningReport:
     """The same of a report; what it calls the model is left out, which can be a path."""
-    others = sorted(erased_labels(config) - set(report.forget_labels))
+    others = erased_earlier(config, report.forget_labels)
     redacted = replace(
         report,
         model=type(config).model_type,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from ..evaluation.report import UnlearningReport
+from ..evaluation.report import UnlearningReport
 
 _READERS = {"head": "the head", "paper": "the paper's probe", "converged": "a converged probe"}
 _COLORS = {"model": "#0072b2", "original": "#8a8f98", "retrain": "#009e73", "random": "#d9d9d9"}
