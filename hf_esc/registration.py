@@ -15,11 +15,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
-from pathlib import Path
 
-_HERE = Path(__file__).parent
-# In the wheel, metrics are inside of the package, and in a checkout beside it.
-METRICS = _HERE / "metrics" if (_HERE / "metrics").is_dir() else _HERE.parent / "metrics"
 # The modules of evaluate that call the function.
 _PLACES = ("evaluate.loading", "evaluate.inspect", "evaluate.evaluation_suite")
 
@@ -56,20 +52,6 @@ def _register_models() -> None:
     AutoModelForImageClassification.register(AllCNNConfig, AllCNNForImageClassification, exist_ok=True)
 
 
-def metric_folder(name: str) -> Path | None:
-    """
-    The folder of a metric of hf_esc.
-
-    Args:
-        name (`str`): Such as `"kr_score"`.
-
-    Returns:
-        `Path`, *optional*: None if hf_esc has no metric of that name.
-    """
-    folder = METRICS / name
-    return folder if name.isidentifier() and (folder / f"{name}.py").is_file() else None
-
-
 def add_metrics() -> None:
     """Make evaluate, which has been imported, find the metrics of hf_esc; a second call changes nothing."""
     find = getattr(sys.modules["evaluate.loading"], "evaluation_module_factory", None)
@@ -85,6 +67,8 @@ def _with_ours(find: Callable) -> Callable:
     @wraps(find)
     def evaluation_module_factory(path, module_type=None, *args, **kwargs):
         if module_type in (None, "metric") and not os.path.isfile(os.path.join(path, f"{path}.py")):
+            from .evaluation.metric_folders import metric_folder
+
             path = str(metric_folder(path) or path)
         return find(path, module_type, *args, **kwargs)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_esc.registration import metric_folder
+from hf_esc.evaluation.metric_folders import metric_folder
 
 from .hub import Repo, stand_in_hub
 
@@ -208,6 +208,6 @@ def test_nothing_else_is(name):
 
 
 def test_importing_hf_esc_does_not_import_evaluate():
-    code = "import sys, hf_esc; print('evaluate' in sys.modules, 'hf_esc.registration' in sys.modules)"
+    code = "import sys, hf_esc; print('evaluate' in sys.modules, 'hf_esc.evaluation.metric_folders' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr) == ("False False\n", "")

@@ -111,7 +111,7 @@ print(metric.compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_l
 def test_the_metrics_in_the_wheel_load_by_name(site, tmp_path):
     code = """
 import evaluate, hf_esc
-from hf_esc.registration import metric_folder
+from hf_esc.evaluation.metric_folders import metric_folder
 for name in ("hm_score", "kr_score"):
     assert str(metric_folder(name)).endswith(f"site/hf_esc/metrics/{name}"), metric_folder(name)
 print(evaluate.load("hm_score").compute(predictions=[1, 0, 2, 2], references=[0, 0, 1, 2], forget_labels=[0])["hm"])

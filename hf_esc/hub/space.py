@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubError
-from ..registration import METRICS
+from ..evaluation.metric_folders import METRICS
 from .push import hub_errors
 
 _IGNORED = ["__pycache__/*", "*.pyc", "flagged/*", ".gradio/*"]
