@@ -75,17 +75,18 @@ def evaluate_accuracies(
     num_channels: int = 3,
 ) -> dict[str, Accuracies]:
     """
-    Accuracies of several classifiers on the same images, which are read and preprocessed once.
+    Accuracies of several classifiers on the same images. Each image is read and preprocessed once.
 
     Args:
         classifiers (`Mapping[str, Callable]`): By name, a function from the inputs of a batch to logits `(B, C)`.
         data ([`ImageData`]): The data set.
-        forget (`Sequence[int]`): The data set's class indices that are to be forgotten; may be empty.
+        forget (`Sequence[int]`): The data set's class indices that should be forgotten; may be empty.
         mapping (`Sequence[int]`): The classifiers' class for each of the data set's, from [`ImageData.labels_in`].
         processor: The classifiers' image processor.
-        forget_rows (`Sequence[int]`, *optional*): Rows of the training split that are to be forgotten, of any class,
-            in place of classes. There is no forget test data then, and no HM.
-        leave_out (`Sequence[int]`): The data set's class indices that count as neither, such as those erased earlier.
+        forget_rows (`Sequence[int]`, *optional*): Rows of the training split that should be forgotten, in place of
+            classes. They may be of any class. There is no forget test data then, and no HM.
+        leave_out (`Sequence[int]`): The data set's class indices that count neither as forget nor as retain data, such
+            as classes that were erased earlier.
         batch_size, num_workers, num_channels: As in [`image_batches`].
 
     Returns:
@@ -176,7 +177,7 @@ def _isin(labels: Tensor, classes: Sequence[int]) -> Tensor:
 
 
 def model_classifier(model) -> Classifier:
-    """A model as the function that [`evaluate_accuracies`] takes."""
+    """A function from the inputs of a batch to the logits `(B, C)` of a model, as [`evaluate_accuracies`] takes it."""
 
     def classify(inputs: dict[str, Tensor]) -> Tensor:
         return logits_of(model(**model_inputs(model, inputs)), model.config.num_labels)

@@ -1,4 +1,4 @@
-"""Attacks: how somebody would try to get a forgotten class back from a model, and how far that goes."""
+"""Attacks that try to get a forgotten class back from a model, and how much each of them gets back."""
 
 # Shapes: N training and M test images, d feature dimensions, C classes, L hidden layers.
 
@@ -27,7 +27,7 @@ from .model_features import ModelFeatures
 
 AttackName = Literal["strip", "hidden_layers", "knn", "few_shot", "finetune"]
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
-# Who could do it, and how: a line for each.
+# For each attack, who could make it and how.
 MEANINGS: dict[str, str] = {
     "strip": "holds the file: takes the projection off, where there is one, and asks the head",
     "hidden_layers": "holds the file, or is given hidden_states: a converged probe on the layer that shows most",
@@ -40,14 +40,14 @@ MEANINGS: dict[str, str] = {
 @dataclass(frozen=True)
 class AttackResult:
     """
-    What an attack gets back. Read it beside the original's number of the same attack, which is all there is to get.
+    What an attack gets back. The same attack on the original is the reference: there is no more to get.
 
     Args:
-        forget_test (`float`): Test images of the forgotten classes that are classified right, in %.
-        retain_test (`float`): The same of the other classes: an attack that calls everything forgotten is none.
-        meaning (`str`): Who could do it, and how.
-        spread (`float`, *optional*): Standard deviation of `forget_test`, where there are several draws.
-        settings (`dict`): Of the attack.
+        forget_test (`float`): Share of the test images of the forgotten classes that are classified right, in %.
+        retain_test (`float`): The same for the other classes. It shows up an attack that calls every image forgotten.
+        meaning (`str`): Who could make the attack and how.
+        spread (`float`, *optional*): Standard deviation of `forget_test` over the draws, for attacks that draw images.
+        settings (`dict`): The settings of the attack.
     """
 
     forget_test: float
@@ -59,10 +59,11 @@ class AttackResult:
 
 def strip(stripped: ModelFeatures, gone: Tensor) -> AttackResult:
     """
-    What the head says with the projection off; where there is none to take off, what it says.
+    Ask the head with the projection off. A model without a projection is asked as it is.
 
     Args:
-        stripped ([`ModelFeatures`]): Of the model, within [`ESCModel.disable_projection`] if it is one.
+        stripped ([`ModelFeatures`]): The model's features; an [`ESCModel`]'s within
+            [`ESCModel.disable_projection`].
         gone (`torch.BoolTensor` of shape `(M,)`): Which test images are of the forgotten classes.
     """
     return _result("strip", stripped.test.right(), gone)
@@ -70,7 +71,7 @@ def strip(stripped: ModelFeatures, gone: Tensor) -> AttackResult:
 
 def nearest_neighbours(train: Part, test: Part) -> AttackResult:
     """
-    The probe `knn` of [`train_probe`].
+    Classify each feature by its 10 nearest neighbours: the probe `knn` of [`train_probe`].
 
     Args:
         train, test (`tuple`): Features, labels, and which are of the forgotten classes.
@@ -82,17 +83,17 @@ def nearest_neighbours(train: Part, test: Part) -> AttackResult:
 
 def hidden_layers(features: ModelFeatures, train_gone: Tensor, test_gone: Tensor) -> AttackResult | None:
     """
-    A converged probe on the mean over positions of every hidden state; the number is that of the layer which shows
-    most of the forgotten classes. Chosen on the test images, it is a little more than an attacker would get.
+    Train a converged probe on each hidden state, averaged over its positions, and report the layer that shows most of
+    the forgotten classes. The layer is chosen on the test images, so an attacker would get a little less.
 
     Args:
-        features ([`ModelFeatures`]): With hidden states.
+        features ([`ModelFeatures`]): Features with hidden states.
         train_gone (`torch.BoolTensor` of shape `(N,)`): Which training images are of the forgotten classes.
-        test_gone (`torch.BoolTensor` of shape `(M,)`): The same of the test images.
+        test_gone (`torch.BoolTensor` of shape `(M,)`): The same for the test images.
 
     Returns:
-        [`AttackResult`], whose `settings` hold `layers`, the two numbers of each; None of a model that gives no hidden
-        states.
+        [`AttackResult`]: Its `settings` hold the number of the best `layer`, and in `layers` the shares of each layer.
+        None for a model that gives no hidden states.
     """
     layers: list[tuple[float, float]] = []
     states = list(zip(features.train.hidden, features.test.hidden, strict=True))
@@ -113,20 +114,21 @@ def hidden_layers(features: ModelFeatures, train_gone: Tensor, test_gone: Tensor
 
 def few_shot(train: Part, test: Part, *, shots: int = 5, draws: int = 10, seed: int = 0) -> AttackResult:
     r"""
-    A head that is made anew of a few images: each class \(c\) is the mean \(\mu_c\) of so many of its features, and a
-    test feature \(z\) is of the class \(\arg\min_c \|z - \mu_c\|_2\).
+    Make a new head from a few labelled images. \(\mu_c\) is the mean of `shots` features of class \(c\), and a test
+    feature \(z\) is assigned to the class \(\arg\min_c \|z - \mu_c\|_2\).
 
     Args:
         train, test (`tuple`): Features, labels, and which are of the forgotten classes.
-        shots (`int`, defaults to 5): Labelled images of each class, of the others too. Of a class with fewer, all.
-        draws (`int`, defaults to 10): How often they are drawn; the numbers are the means.
-        seed (`int`, defaults to 0): Of the draws.
+        shots (`int`, defaults to 5): Labelled images of each class, forgotten or not; all where there are
+            fewer.
+        draws (`int`, defaults to 10): How often the images are drawn. The results are the means over the draws.
+        seed (`int`, defaults to 0): Seed of the draws.
     """
     features, labels, _ = train
     test_features, test_labels, gone = test
     if shots < 1 or draws < 1:
         raise ProbeError(f"There should be one shot and one draw at least, not {shots} and {draws}.")
-    # Distances are taken from products, which beside a mean that all features share would be lost.
+    # `cdist` takes distances from inner products. A large mean that all features share would drown the differences.
     centre = features.mean(dim=0)
     features, test_features = features - centre, test_features - centre
     classes = labels.unique()
@@ -164,18 +166,20 @@ def finetune(
     seed: int = 0,
 ) -> AttackResult:
     """
-    Train all weights on retain images alone, and see whether the head finds the forgotten classes again.
+    Train all weights on retain images alone, and see whether the head recognises the forgotten classes again.
 
-    SGD with momentum 0.9 on the cross-entropy, without augmentation; a projection stays as it is.
+    The training is SGD with momentum 0.9 on the cross-entropy, without augmentation. It does not change a projection.
 
     Args:
         model (`PreTrainedModel`): An image classifier or an [`ESCModel`]; a copy of it is trained.
         data ([`ImageData`]): With a test split.
         processor: The model's image processor.
         forget_labels (`Sequence[int]`): The model's classes that were to be forgotten.
-        left_out (`Sequence[int]`): The model's classes that are neither trained nor looked at.
-        projected (`bool`, defaults to `True`): False for the original inside of an [`ESCModel`].
-        steps, learning_rate, batch_size, seed: Of the training; the seed draws the images.
+        left_out (`Sequence[int]`): The model's classes that are neither trained on nor tested.
+        projected (`bool`, defaults to `True`): Whether the projection of an [`ESCModel`] is on. Without it, the
+            original inside is trained.
+        steps, learning_rate, batch_size (*optional*): Settings of the training.
+        seed (`int`, defaults to 0): Seed of the order of the images and of dropout.
         num_workers (`int`): As in [`image_batches`].
     """
     retain = data.select(data.train, data.labels_from(model.config, {*forget_labels, *left_out}), keep=False)
@@ -190,7 +194,7 @@ def finetune(
         )
 
     def epochs() -> Iterator[Batch]:
-        """Batches of epochs without end, each in an order of its own; no image is read that no step takes."""
+        """The batches of all steps. Each epoch has a new order, and images that no step takes are not read."""
         generator = torch.Generator().manual_seed(seed)
         left = steps
         while left > 0:
@@ -230,7 +234,7 @@ def _train(model: PreTrainedModel, batches: Iterable[Batch], mapping: Tensor, le
 
 
 def projection(network: Any, *, on: bool) -> AbstractContextManager:
-    """The projection of an erased model on or off; nothing for another model."""
+    """A context with the projection of an erased model on or off. It changes nothing of another model."""
     return nullcontext() if on or network.config.model_type != "esc" else network.disable_projection()
 
 
@@ -240,7 +244,7 @@ def _result(name: str, right: Tensor, gone: Tensor, settings: dict[str, Any] | N
 
 
 def _shares(right: Tensor, gone: Tensor) -> tuple[float, float]:
-    """The shares of forget and of retain images, in %."""
+    """The shares of forget and of retain images that are right, in %."""
     forget, retain = share_of(right, gone), share_of(right, ~gone)
     if forget is None or retain is None:
         raise ProbeError("An attack is tried on test images of the forgotten classes and of others.")

@@ -18,17 +18,18 @@ from ..modeling.modeling_esc import ESCModel
 def average_gap(values: Mapping[str, float], reference: Mapping[str, float]) -> float:
     r"""
     Avg Gap of Table 5 of [ESC](https://huggingface.co/papers/2504.02199): \(\frac{1}{n} \sum_m |v_m - r_m|\) over the
-    metrics \(m\), there the accuracies on \(D_f\), \(D_r\) and \(D_t\) and the MIA, of a model and of Retrain.
+    metrics \(m\). The paper takes the accuracies on \(D_f\), \(D_r\) and \(D_t\) and the MIA of a model and of
+    Retrain.
 
     Args:
         values (`Mapping[str, float]`): A model's metrics, all in the same unit.
         reference (`Mapping[str, float]`): The same metrics of the retrained model.
 
     Returns:
-        `float`: From 0 (the same), in the unit of the metrics.
+        `float`: 0 or more, in the unit of the metrics; 0 where all metrics are the same.
 
     Raises:
-        MetricError: If there is no metric, one is on one side alone, or one is None, NaN or infinite.
+        MetricError: If there is no metric, a metric is on one side only, or one is None, NaN or infinite.
     """
     if not values or set(values) != set(reference):
         raise MetricError(
@@ -46,13 +47,13 @@ def average_gap(values: Mapping[str, float], reference: Mapping[str, float]) -> 
 @dataclass(frozen=True)
 class WeightDifference:
     r"""
-    How far a parameter is from the original's.
+    How far a parameter is from the same parameter of the original.
 
     Args:
         name (`str`): As in the original's `named_parameters`.
         norm (`float`): \(\|w - w_0\|_2\).
-        relative (`float`, *optional*): \(\|w - w_0\|_2 / \|w_0\|_2\); 0 to the bit where nothing changed. None where
-            \(w_0\) is 0 everywhere and \(w\) is not, as with biases that start at 0.
+        relative (`float`, *optional*): \(\|w - w_0\|_2 / \|w_0\|_2\), exactly 0 where nothing changed. None where all
+            of \(w_0\) is 0 and \(w\) is not, as for biases that start at 0.
     """
 
     name: str
@@ -64,19 +65,19 @@ def weight_differences(model: nn.Module, original: nn.Module) -> list[WeightDiff
     """
     The layer-wise weight difference of Fig. 2 of [ESC](https://huggingface.co/papers/2504.02199), for each parameter.
 
-    Of an [`ESCModel`], the classifier inside is compared: its projection is not a change of weights, and ESC and ESC-T
-    leave all at 0. Buffers, such as the running statistics of batch normalisation, are no weights and are left out.
+    For an [`ESCModel`], the classifier inside is compared: the projection does not change weights, so all differences
+    are 0 after ESC and ESC-T. Buffers, such as the running statistics of batch normalisation, are not compared.
 
     Args:
-        model (`nn.Module`): After unlearning.
-        original (`nn.Module`): Before, of the same architecture. It may be on another device and in another precision:
-            differences are taken in float64.
+        model (`nn.Module`): The model after unlearning.
+        original (`nn.Module`): The model before unlearning, of the same architecture. It may be on another device or
+            in another precision: differences are computed in float64.
 
     Returns:
-        `list[WeightDifference]`: In the order of the model, from its first layer on. Empty if it has no parameters.
+        `list[WeightDifference]`: In the order of the model's layers. Empty if the model has no parameters.
 
     Raises:
-        MetricError: If the two have not the same parameters in the same shapes.
+        MetricError: If the two do not have the same parameters in the same shapes.
         NonFiniteError: If a weight is NaN or infinite.
     """
     after, before = (
@@ -108,22 +109,22 @@ def _some(names: set[str]) -> str:
 
 def class_similarity(features: Tensor, labels: Tensor, num_labels: int) -> Tensor:
     r"""
-    The similarity between classes of Fig. 3 of [ESC](https://huggingface.co/papers/2504.02199): the cosine
-    \(\mu_a^\top \mu_b / (\|\mu_a\| \|\mu_b\|)\) of the mean features \(\mu\) of each two classes.
+    The similarity between classes in Fig. 3 of [ESC](https://huggingface.co/papers/2504.02199): for each pair of
+    classes, the cosine \(\mu_a^\top \mu_b / (\|\mu_a\| \|\mu_b\|)\) of their mean features \(\mu\).
 
-    Nothing is centred: where features have a mean that all classes share, such as after a ReLU, all cosines are high.
+    Features are not centred. Where all classes share a large mean, such as after a ReLU, all cosines are high.
 
     Args:
-        features (`torch.Tensor` of shape `(N, d)`): Of a model, in front of its head.
+        features (`torch.Tensor` of shape `(N, d)`): What the head of a model reads.
         labels (`torch.LongTensor` of shape `(N,)`): True classes, from 0 to `num_labels - 1`.
         num_labels (`int`): C.
 
     Returns:
-        `torch.Tensor` of shape `(C, C)`: float64, on the CPU, from -1 to 1, symmetric, 1 on the diagonal. NaN for a
-        class without images, and for one whose mean is 0, which has no direction.
+        `torch.Tensor` of shape `(C, C)`: float64, on the CPU, from -1 to 1, symmetric, 1 on the diagonal. The row and
+        column of a class are NaN if it has no images, or if its mean is 0 and so has no direction.
 
     Raises:
-        MetricError: If features and labels do not fit each other, or a label is outside.
+        MetricError: If features and labels do not fit each other, or a label is not from 0 to `num_labels - 1`.
         NonFiniteError: If a feature is NaN or infinite.
     """
     if features.ndim != 2 or not len(features) or labels.shape != features.shape[:1] or labels.is_floating_point():

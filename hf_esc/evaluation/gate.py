@@ -1,4 +1,4 @@
-"""The operating curve of the gate of a remap: what it finds of the forget images, and what it takes for them."""
+"""The operating curve of a remap's gate: how many forget images it finds, and how many others it takes for them."""
 
 # Shapes: N images of a split, d feature dimensions.
 
@@ -17,11 +17,11 @@ from ..modeling.remap_factor import RemapFactor
 from .accuracy import share_of
 from .model_features import ModelFeatures, SplitFeatures
 
-# Beside the argmax and the gate that the model has.
+# Thresholds of a curve. The argmax and the model's own threshold join them.
 THRESHOLDS = (0.5, 0.3, 0.1, 0.03, 0.01)
-# Rows that are looked at together: what a factor makes in between does not grow with the data set.
+# Features that a factor maps at a time, so that its temporaries do not grow with the data set.
 _ROWS = 8192
-# Every probability is above it: a gate that finds all images.
+# Every probability is above this threshold, so its gate finds all images.
 _OPEN = -1.0
 
 
@@ -30,16 +30,16 @@ class GatePoint:
     r"""
     What a gate does, in % of the images.
 
-    What it misses of the forget images, 100 - recall, passes as it is: no map behind the gate keeps a reader of
-    features from what the original's features tell of these.
+    The forget images that it misses, 100 - recall, pass unchanged: whoever reads their features reads the original's,
+    whatever the map behind the gate.
 
     Args:
-        threshold (`float`, *optional*): An image is remapped if the probability of the forgotten classes together is
-            above it. None: if one of them is the argmax.
-        in_force (`bool`): Whether it is the gate that the model has.
-        recall_train, recall_test (`float`): Forget images that are remapped.
-        false_alarms_train, false_alarms_test (`float`): Retain images that are remapped.
-        retain_test (`float`): Retain test images that the head gets right behind this gate.
+        threshold (`float`, *optional*): An image is remapped if the forgotten classes together have a probability
+            above it. With None, an image is remapped if a forgotten class is the argmax.
+        in_force (`bool`): Whether this is the model's own gate.
+        recall_train, recall_test (`float`): Share of the forget images that are remapped.
+        false_alarms_train, false_alarms_test (`float`): Share of the retain images that are remapped.
+        retain_test (`float`): Share of the retain test images that the head gets right behind this gate.
     """
 
     threshold: float | None
@@ -57,7 +57,7 @@ class GateCurve:
     The gate of one remap.
 
     Args:
-        labels (`list[int]`): The forgotten classes of this remap, in the model. A model can have several remaps.
+        labels (`list[int]`): The model's classes that this remap forgets. A model can have several remaps.
         points (`list[GatePoint]`): The argmax, then thresholds from high to low.
     """
 
@@ -74,23 +74,23 @@ def gate_curves(
     thresholds: Sequence[float] = THRESHOLDS,
 ) -> list[GateCurve]:
     r"""
-    What the gate of each remap does, and what it would do with the argmax and with each of some thresholds.
+    What the gate of each remap does, and what it would do with the argmax and with other thresholds.
 
     With \(p = \mathrm{softmax}(W z + b)\), the gate of a threshold t finds \(\{z : \sum_{c\,\text{forgotten}} p_c >
-    t\}\), so recall and false alarms fall as t rises. The transport and the bank are those that are there: a model
-    that is erased anew with t has a bank without vectors that its gate would find.
+    t\}\), so recall and false alarms fall as t rises. All points share the transport and the bank of the remap. A
+    model that is erased anew with threshold t differs in that: its bank has no vectors that its own gate would find.
 
     Args:
         factors (`Sequence` of factors): All of a projection, in order: \(F_1, \ldots, F_m\).
-        bare ([`ModelFeatures`]): Features `(N, d)` with the projection off, from which those that enter each factor
-            follow.
-        gone (`Collection[int]`): Classes that are not retained, those of other erasures too. A remap's own are its
-            forget images.
-        thresholds (`Sequence[float]`): Each in (0, 1). That of a remap is added where it has one.
+        bare ([`ModelFeatures`]): Features `(N, d)` with the projection off. The features that enter each factor are
+            computed from them.
+        gone (`Collection[int]`): The model's classes that are not retained, also those of other erasures. The forget
+            images of a remap are those of its own classes.
+        thresholds (`Sequence[float]`): Each in (0, 1). The threshold of a remap that has one is added.
 
     Returns:
-        `list[GateCurve]`: One for each remap, in order, without those of whose classes there are no images.
-        `retain_test` is of the head that the remap stores, which is the model's at the erasure.
+        `list[GateCurve]`: One for each remap, in order. A remap is left out if a split has no images of its classes,
+        or no retain images. `retain_test` is that of the head stored in the remap: the model's head at the erasure.
 
     Raises:
         ValueError: If a threshold is not in (0, 1).
@@ -100,7 +100,7 @@ def gate_curves(
     curves = []
     train, test = bare.train, bare.test
     for place, factor in enumerate(factors):
-        # The code that travels with checkpoints has classes of its own, so the kind decides.
+        # Code that travels with a checkpoint brings classes of its own, so ask for the kind and not the class.
         if factor.kind == RemapFactor.kind:
             curves.append(_curve(factor, train, test, gone, factors[place + 1 :], thresholds))
         train, test = (replace(split, features=_mapped(factor, split.features)) for split in (train, test))
@@ -115,17 +115,20 @@ def _curve(
     behind: Sequence[Any],
     thresholds: Sequence[float],
 ) -> GateCurve | None:
-    """Of features as they enter the remap; `behind` it, factors stand before the head. None if a share is of none."""
+    """
+    The curve of one remap, from the features that enter it. The factors `behind` stand between it and the head. None
+    if there are no forget or no retain images in a split.
+    """
     own, others = (torch.tensor(sorted({*factor.labels, *more})) for more in ((), gone))
     forget_train, forget_test = (torch.isin(split.labels, own) for split in (train, test))
     retain_train, retain_test = (~torch.isin(split.labels, others) for split in (train, test))
     if not all(part.any() for part in (forget_train, forget_test, retain_train, retain_test)):
         return None
-    # An image is remapped or it is not, whatever the gate, so two passes tell of all gates.
+    # A gate only decides which images are remapped, so one pass with all remapped and one with none serve all gates.
     passed, remapped = test.features, _mapped(_with(factor, _OPEN), test.features)
     for later in behind:
         passed, remapped = _mapped(later, passed), _mapped(later, remapped)
-    with align_module_device(factor):  # an offloaded one is on the meta device until it is asked for
+    with align_module_device(factor):  # an offloaded factor is on the meta device until it is asked for
         said_train, said_test = factor.logits(train.features), factor.logits(test.features)
         right_passed, right_remapped = (
             factor.logits(features).argmax(dim=1) == test.labels for features in (passed, remapped)
@@ -147,15 +150,15 @@ def _curve(
 
 
 def _with(factor: RemapFactor, threshold: float | None) -> RemapFactor:
-    """The same map behind another gate; the tensors are shared."""
+    """A copy of the factor with another threshold. The tensors are shared."""
     other = copy.copy(factor)
     other.threshold = threshold
     return other
 
 
 def _mapped(factor: Any, features: Tensor) -> Tensor:
-    """What a factor makes of features `(N, d)`."""
-    # By the class: what offloads a model gives its modules a `forward`, which in a copy would still be the other's.
+    """Features `(N, d)` after a factor."""
+    # Offloading sets a `forward` on the instance. In a copy that would still run the original, so call the class's.
     forward = type(factor).forward
     with align_module_device(factor):
         return torch.cat([forward(factor, rows) for rows in features.split(_ROWS)])

@@ -1,4 +1,4 @@
-"""Knowledge retention (KR): what a probe reads of the forgotten classes from a model's features."""
+"""Knowledge retention (KR): how much of the forgotten classes a probe reads from a model's features."""
 
 # Shapes: N training and M test features of d dimensions, C classes.
 
@@ -16,7 +16,7 @@ from ..errors import ProbeError
 from .accuracy import Accuracies, accuracies_of, share_of
 from .probes import PROBES, ProbeName, check_features, train_probe
 
-# How many forget samples of each class are labelled for a point of the curve; None for all.
+# Labelled forget images of each class at each point of the curve; None for all.
 CURVE = (1, 2, 5, 10, 20, 50, 100, None)
 
 
@@ -25,14 +25,14 @@ class KnowledgeRetention:
     """
     Accuracies of a probe on features, in %.
 
-    A number of a probe means nothing alone: read it beside the original's, a retrained model's, and a randomly
-    initialised network's.
+    The number of a probe means nothing alone. Compare it with those of the original, of a retrained model and of a
+    randomly initialised network.
 
     Args:
-        probe (`str`): Which one.
-        accuracies ([`Accuracies`]): Of the probe on forget and retain data. For `one_vs_rest`, the shares of forget
-            and of retain features that it takes for what they are.
-        settings (`dict`): What it was trained with, and whether it converged.
+        probe (`str`): The name of the probe.
+        accuracies ([`Accuracies`]): The probe's, on forget and retain data. For `one_vs_rest`, the shares of the
+            forget and of the retain features that it recognises as such.
+        settings (`dict`): What the probe was trained with, and whether it converged.
     """
 
     probe: str
@@ -40,7 +40,7 @@ class KnowledgeRetention:
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat, as `kr_score` gives it."""
+        """A flat dictionary, as `kr_score` returns it."""
         return {**asdict(self.accuracies), "probe": self.probe, "settings": dict(self.settings)}
 
 
@@ -56,19 +56,20 @@ def knowledge_retention(
     device: torch.device | str | None = None,
 ) -> KnowledgeRetention:
     r"""
-    Train a probe on the features of all training images, the forgotten classes included, and see what it gets right.
+    Train a probe on the features of all training images, forgotten classes included, and measure its accuracies.
 
-    This is KR of [ESC](https://huggingface.co/papers/2504.02199) where `probe` is `"paper"`. That probe is not trained
-    to the end: it tells how readily a class is read, and the others of [`train_probe`] whether it can be.
+    With `probe="paper"`, this is KR of [ESC](https://huggingface.co/papers/2504.02199). That probe is not trained to
+    the end, so it tells how readily a class is read. The other probes of [`train_probe`] tell whether it can be read
+    at all.
 
     Args:
-        train_features (`torch.Tensor` of shape `(N, d)`): Of the full training set.
+        train_features (`torch.Tensor` of shape `(N, d)`): Features of the full training set.
         train_labels (`torch.LongTensor` of shape `(N,)`): Class indices.
-        test_features (`torch.Tensor` of shape `(M, d)`): Of the test set.
+        test_features (`torch.Tensor` of shape `(M, d)`): Features of the test set.
         test_labels (`torch.LongTensor` of shape `(M,)`): Class indices.
         forget_labels (`Sequence[int]`): The classes that were to be forgotten.
         probe (`str`, defaults to `"paper"`): One of [`train_probe`].
-        seed (`int`): Of its weights and batches.
+        seed (`int`): Seed of the probe's weights and batches.
         device (*optional*): As in [`train_probe`].
 
     Returns:
@@ -76,7 +77,7 @@ def knowledge_retention(
 
     Raises:
         ProbeError: If features and labels do not fit each other, a forget label has no training or no test images, or
-            there is nothing but forget labels.
+            all images of a split have forget labels.
         NonFiniteError: If a feature is NaN or infinite.
     """
     forget = check_retention_data(train_features, train_labels, test_features, test_labels, forget_labels)
@@ -89,6 +90,7 @@ def knowledge_retention(
     )
 
 
+# Features `(N, d)`, labels `(N,)`, and which images should be forgotten, booleans `(N,)`.
 Part = tuple[Tensor, Tensor, Tensor]
 
 
@@ -96,12 +98,12 @@ def retention_of(
     train: Part, test: Part, *, probe: ProbeName = "paper", seed: int = 0, device: torch.device | str | None = None
 ) -> KnowledgeRetention:
     """
-    [`knowledge_retention`] where what was forgotten need not be classes.
+    [`knowledge_retention`] of any forget set: whole classes or single images.
 
     Args:
-        train, test (`tuple`): Features `(N, d)`, labels `(N,)`, and which of them were to be forgotten, booleans
-            `(N,)`. Where no test feature was, `forget_test` and both harmonic means are None.
-        probe, seed, device: As there.
+        train, test (`tuple`): Features `(N, d)`, labels `(N,)`, and which of the images should be forgotten, booleans
+            `(N,)`. Where no test image should be, `forget_test` and both harmonic means are None.
+        probe, seed, device: As in [`knowledge_retention`].
     """
     truth = [train[1], test[1]]
     num_labels = int(torch.cat(truth).max()) + 1
@@ -122,8 +124,8 @@ class CurvePoint:
     A point of the KR curve.
 
     Args:
-        labelled (`int`): Labelled forget features of each class; where all are, of the smallest class.
-        forget_test, retain_test (`float`): Test accuracies of the probe, in %, the mean over the seeds.
+        labelled (`int`): Labelled forget features of each class. Where all are labelled, those of the smallest class.
+        forget_test, retain_test (`float`): Test accuracies of the probe in %, means over the seeds.
         spread (`float`): Standard deviation of `forget_test` over the seeds.
     """
 
@@ -146,16 +148,19 @@ def retention_curve(
     device: torch.device | str | None = None,
 ) -> list[CurvePoint]:
     """
-    KR against the number of forget images that somebody has labels for: how much it takes to read a class again.
+    KR against the number of labelled forget images: how many labels it takes to read a class again.
 
-    The probe is trained on all retain features and, of each forgotten class, on so many that are drawn by the seed.
+    The probe is trained on all retain features and on a random draw of `count` features of each forgotten class.
 
     Args:
-        counts (`Sequence[int]`): How many; None for all. Those beyond what a class has are left out.
-        probe, seeds, device: As in [`knowledge_retention`].
+        train_features, train_labels, test_features, test_labels, forget_labels: As in [`knowledge_retention`].
+        counts (`Sequence[int]`): Labelled features of each forgotten class; None for all. Counts that are not
+            below the size of the smallest class are skipped.
+        probe, device: As in [`knowledge_retention`].
+        seeds (`Sequence[int]`): Seeds of the draw and of the probe.
 
     Returns:
-        `list[CurvePoint]`: One for each count.
+        `list[CurvePoint]`: One for each count that is not skipped.
 
     Raises:
         ProbeError: As [`knowledge_retention`].
@@ -206,10 +211,10 @@ def check_retention_data(
     forget_labels: Sequence[int],
 ) -> Tensor:
     """
-    The forget labels as a tensor.
+    The forget labels as a sorted tensor, after a check of everything that [`knowledge_retention`] takes.
 
     Raises:
-        ProbeError: If features and labels do not fit each other, or a forget label has no images.
+        ProbeError: As [`knowledge_retention`].
         NonFiniteError: If a feature is NaN or infinite.
     """
     check_features(train_features, train_labels, "training")

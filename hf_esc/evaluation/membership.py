@@ -1,4 +1,4 @@
-"""Membership inference: whether a model's losses tell the images it was trained on from others."""
+"""Membership inference: whether a model's losses tell the images that it was trained on from others."""
 
 # Shapes: N members, M non-members, C classes.
 
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ..errors import MetricError, NonFiniteError
 
-# A tenth of a smaller side is no image, and of fewer non-members one alone is more than 1 %.
+# A tenth of each side is held out, which needs 10 images; one false positive is 1 % of 100 non-members.
 LEAST = 10
 LEAST_FOR_1_PERCENT = 100
 
@@ -26,19 +26,20 @@ class MembershipInference:
     """
     How well members are told from non-members, in %.
 
-    A number alone says little: 50 % is chance, but a model that never saw the members is not at 50 % where the two
-    sides differ in other ways. Read it beside the original's and a retrained model's, which is the reference.
+    A number alone says little. 50 % is chance, but where the two sides differ in other ways, a model that never saw
+    the members is not at 50 % either. Compare with the original and with a retrained model, which is the reference.
 
     Args:
-        accuracy (`float`): Of the attack on images that it was not fitted on, the mean over 5 splits. 50 is chance.
-        spread (`float`): Standard deviation of the 5 accuracies. Another seed, which also draws other images, can
-            move their mean as much.
+        accuracy (`float`): Accuracy of the attack on images that it was not fitted on, the mean over 5 splits. 50 is
+            chance.
+        spread (`float`): Standard deviation of the 5 accuracies. Another seed also draws other images, and can move
+            the mean by as much.
         auc (`float`): How often a member has a lower loss than a non-member, ties counted as half. 50 is chance.
-        tpr_at_1_fpr (`float`, *optional*): Share of the members that are found when at most 1 % of the
-            non-members are taken for members. 1 is chance. None with fewer than 100 non-members.
-        members (`int`): N, as given.
-        nonmembers (`int`): M, as given.
-        drawn (`int`): Images of each side that `accuracy` is of: the smaller of N and M.
+        tpr_at_1_fpr (`float`, *optional*): Share of the members that are found when at most 1 % of the non-members are
+            taken for members. 1 is chance. None with fewer than 100 non-members.
+        members (`int`): N, the members given.
+        nonmembers (`int`): M, the non-members given.
+        drawn (`int`): Images of each side that enter `accuracy`: the smaller of N and M.
     """
 
     accuracy: float
@@ -60,25 +61,26 @@ def membership_inference(
 ) -> MembershipInference:
     r"""
     MIA of Table 1 of [ESC](https://huggingface.co/papers/2504.02199): logistic regression on the cross-entropy of each
-    image, \(D_f\) (training images of the forgotten classes, members) against \(D_{ft}\) (their test images).
+    image. Members are \(D_f\), the training images of the forgotten classes; non-members are \(D_{ft}\), their test
+    images.
 
-    Both sides without augmentation: the attack would otherwise learn who was augmented. 50 % is chance, but the
-    reference is a retrained model's value: training and test images may differ for a model that saw neither. Above it,
-    the losses still show who was in the training set.
+    Take the logits of both sides without augmentation, or the attack learns which images were augmented. 50 % is
+    chance, but the reference is a retrained model's value: training and test images may differ for a model that saw
+    neither. Above the reference, the losses still show which images were trained on.
 
     Args:
-        member_logits (`torch.Tensor` of shape `(N, C)`): Of images that the original was trained on.
+        member_logits (`torch.Tensor` of shape `(N, C)`): The model's logits for images the original was trained on.
         member_labels (`torch.LongTensor` of shape `(N,)`): Their true classes, from 0 to C - 1.
-        nonmember_logits (`torch.Tensor` of shape `(M, C)`): Of images that it was not trained on.
+        nonmember_logits (`torch.Tensor` of shape `(M, C)`): Its logits for images the original was not trained on.
         nonmember_labels (`torch.LongTensor` of shape `(M,)`): Their true classes.
-        seed (`int`): Of the draw from the larger side and of the splits.
+        seed (`int`): Seed of the draw from the larger side and of the splits.
 
     Returns:
-        [`MembershipInference`]: See [`attack_losses`] for how each number comes about.
+        [`MembershipInference`]: [`attack_losses`] says how each number is computed.
 
     Raises:
-        MetricError: If logits and labels do not fit each other, a label is outside, or a side has fewer than 10
-            images.
+        MetricError: If logits and labels do not fit each other, a label is not from 0 to C - 1, or a side has fewer
+            than 10 images.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if member_logits.ndim == nonmember_logits.ndim == 2 and member_logits.shape[1] != nonmember_logits.shape[1]:
@@ -98,19 +100,19 @@ def cross_entropies(logits: Tensor, labels: Tensor, what: str = "images") -> Ten
     The cross-entropy of each image, \(\log(1 + e^{-m})\) with the margin
     \(m = s_y - \log \sum_{c \ne y} e^{s_c}\) of its logits \(s\).
 
-    In this form, and in float64, it neither overflows for large logits nor becomes 0 for sure predictions, whose order
-    the attack reads.
+    In this form and in float64, it does not overflow for large logits, and it does not become 0 for confident
+    predictions, whose order the attack reads.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, C)`): Of 2 classes or more, on any device.
+        logits (`torch.Tensor` of shape `(N, C)`): Logits of 2 classes or more, on any device.
         labels (`torch.LongTensor` of shape `(N,)`): True classes, from 0 to C - 1.
-        what (`str`): Whose they are, for errors.
+        what (`str`): What errors call the images.
 
     Returns:
         `torch.Tensor` of shape `(N,)`: float64, on the CPU.
 
     Raises:
-        MetricError: If logits and labels do not fit each other, or a label is outside.
+        MetricError: If logits and labels do not fit each other, or a label is not from 0 to C - 1.
         NonFiniteError: If a logit is NaN or infinite.
     """
     scores = finite_logits(logits, what)
@@ -125,7 +127,7 @@ def cross_entropies(logits: Tensor, labels: Tensor, what: str = "images") -> Ten
             f"The labels of the {what} range from {labels.min()} to {labels.max()}, and there are {logits.shape[1]} "
             "classes. Are they the data set's numbers, and the model has its own?"
         )
-    scores = scores - scores.amax(dim=1, keepdim=True)  # beside a large number, the logarithm would be lost
+    scores = scores - scores.amax(dim=1, keepdim=True)  # without this, large logits would swallow the logarithm
     own = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels[:, None], True)
     margin = scores[own] - scores.masked_fill(own, -torch.inf).logsumexp(dim=1)
     return -functional.logsigmoid(margin)
@@ -133,11 +135,11 @@ def cross_entropies(logits: Tensor, labels: Tensor, what: str = "images") -> Ten
 
 def finite_logits(logits: Tensor, what: str) -> Tensor:
     """
-    Logits in float64 on the CPU, whose differences are finite too.
+    Logits in float64 on the CPU, bounded so that their differences are finite too.
 
     Raises:
-        MetricError: Unless they are `(N, C)` of one image and two classes or more.
-        NonFiniteError: If one is NaN or infinite.
+        MetricError: Unless they are `(N, C)` with at least one image and two classes.
+        NonFiniteError: If a logit is NaN or infinite.
     """
     if logits.ndim != 2 or not len(logits) or logits.shape[1] < 2:
         raise MetricError(
@@ -150,30 +152,30 @@ def finite_logits(logits: Tensor, what: str) -> Tensor:
 
 def attack_losses(member_losses: Tensor, nonmember_losses: Tensor, *, seed: int = 0) -> MembershipInference:
     r"""
-    The attack on losses that were computed already.
+    The attack on losses that are already computed.
 
-    - `accuracy`: as many images are drawn of the larger side as the smaller has. 5 times, stratified, 10 % of them are
-      held out, and scikit-learn's logistic regression (C = 1) on the loss is fitted to the others. It is solved by
-      Newton's method on standardised losses with the penalty of unstandardised ones: scikit-learn's own start is
-      within its tolerance where losses are small, and its answer then always the same. float64 resolves losses that
-      spread over nine orders of magnitude.
-    - `auc` of all images: \(\frac{1}{NM} \sum_{i,j} \big(1[a_i < b_j] + \tfrac12 1[a_i = b_j]\big)\) for the losses
-      \(a\) of members and \(b\) of non-members. It has no threshold, no draw and no side: it stays as it is under any
-      rising function of the loss, and is below 50 where members have the higher losses.
-    - `tpr_at_1_fpr` of all images: with \(t\) the \(\lfloor M / 100 \rfloor + 1\) smallest of \(b\), the share
-      of \(a < t\). It is the highest that a threshold on the loss reaches with 1 % of false positives or fewer;
-      nothing is interpolated between the thresholds.
+    - `accuracy`: the larger side is cut to the size of the smaller by a random draw. 5 times, a stratified 10 % of the
+      images are held out, and scikit-learn's logistic regression (C = 1) on the loss is fitted to the others. It is
+      solved by Newton's method on standardised losses, with the penalty that C = 1 means for unstandardised ones:
+      where losses are small, scikit-learn's starting point is already within its tolerance, and it would return that.
+      float64 resolves losses that spread over nine orders of magnitude.
+    - `auc`, over all images: \(\frac{1}{NM} \sum_{i,j} \big(1[a_i < b_j] + \tfrac12 1[a_i = b_j]\big)\) for the losses
+      \(a\) of members and \(b\) of non-members. It involves no threshold and no draw, and any increasing function of
+      the loss gives the same value. It is below 50 where members have the higher losses.
+    - `tpr_at_1_fpr`, over all images: the share of \(a < t\), where \(t\) is the
+      \((\lfloor M / 100 \rfloor + 1)\)-th smallest of \(b\). No threshold on the loss finds more members with at most
+      1 % false positives; nothing is interpolated between thresholds.
 
     Args:
-        member_losses (`torch.Tensor` of shape `(N,)`): Of 10 images or more.
-        nonmember_losses (`torch.Tensor` of shape `(M,)`): Of 10 images or more.
-        seed (`int`): Of the draw and the splits.
+        member_losses (`torch.Tensor` of shape `(N,)`): Losses of 10 members or more.
+        nonmember_losses (`torch.Tensor` of shape `(M,)`): Losses of 10 non-members or more.
+        seed (`int`): Seed of the draw and of the splits.
 
     Returns:
         [`MembershipInference`]
 
     Raises:
-        MetricError: If losses are not of one dimension, or a side has fewer than 10.
+        MetricError: If losses do not have one dimension, or a side has fewer than 10.
         NonFiniteError: If a loss is NaN or infinite.
     """
     sides = []
@@ -202,12 +204,12 @@ def attack_losses(member_losses: Tensor, nonmember_losses: Tensor, *, seed: int 
 
 
 def _draw(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """So many, in the order in which they came."""
+    """A random draw of `count` losses, in their original order."""
     return losses[torch.randperm(len(losses), generator=generator)[:count].sort().values]
 
 
 def _right_answers(members: Tensor, nonmembers: Tensor, seed: int) -> np.ndarray:
-    """Where the attack is right: a row for each split, of its held-out images."""
+    """Whether the attack is right: a row for each split, a column for each of its held-out images."""
     losses = torch.cat([members, nonmembers]).numpy()
     is_member = np.repeat([1, 0], [len(members), len(nonmembers)])
     splits = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=seed).split(losses[:, None], is_member)
@@ -215,19 +217,19 @@ def _right_answers(members: Tensor, nonmembers: Tensor, seed: int) -> np.ndarray
 
 
 def _attack(losses: np.ndarray, is_member: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Who of the held-out is a member, by a logistic regression on the others."""
+    """Predict which of the held-out losses are of members, by a logistic regression on the other losses."""
     if losses.min() == losses.max():
-        return np.ones_like(held, dtype=int)  # nothing to go by, and any answer is right for half of them
-    # The square of a huge loss is no number. Division by a power of two changes no digit.
+        return np.ones_like(held, dtype=int)  # all losses are equal, and any answer is right for half of the images
+    # The square of a huge loss overflows, so losses are scaled. Division by a power of two is exact.
     unit = 2.0 ** np.floor(np.log2(np.abs(losses).max()))
     centre, width = (losses / unit).mean(), (losses / unit).std()
-    # min |w|²/2 + C Σ loss is the same for w and C as for w times and C over the square of the width. Beyond the
-    # bounds, C no longer moves the threshold.
+    # Dividing the losses by their width multiplies w by it, so C times the squared width keeps the minimum of
+    # |w|²/2 + C Σ loss where it is. Beyond the bounds, C no longer moves the threshold.
     with np.errstate(over="ignore"):
         strength = float(np.clip((width * unit) ** 2, 1e-8, 1e30))
     classifier = LogisticRegression(C=strength, solver="newton-cholesky", tol=1e-10)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the last steps where the sides are far apart
+        warnings.simplefilter("ignore")  # about the last steps, where the sides are far apart
         classifier.fit(((losses / unit - centre) / width)[:, None], is_member)
     return classifier.predict(((held / unit - centre) / width)[:, None])
 
@@ -235,7 +237,7 @@ def _attack(losses: np.ndarray, is_member: np.ndarray, held: np.ndarray) -> np.n
 def _auc(members: Tensor, nonmembers: Tensor) -> float:
     ordered = nonmembers.sort().values
     below, up_to = (torch.searchsorted(ordered, members, right=right) for right in (False, True))
-    # Twice the pairs, so that halves are whole numbers.
+    # Pairs are counted twice, so that half a pair is a whole number.
     won = int((2 * len(ordered) - below - up_to).sum())
     return 100 * won / (2 * len(members) * len(ordered))
 

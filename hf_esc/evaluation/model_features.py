@@ -1,6 +1,6 @@
-"""What one pass of a model over a data set leaves for every measurement: features, logits and labels."""
+"""One pass of a model over a data set: features, logits and labels, from which everything else is measured."""
 
-# Shapes: N images of a split, d feature dimensions, those of several heads side by side, C classes.
+# Shapes: N images of a split, d feature dimensions (of several heads: side by side), C classes.
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class SplitFeatures:
     One split of a data set as a model sees it.
 
     Args:
-        features (`torch.Tensor` of shape `(N, d)`): As they reach the head, float32.
+        features (`torch.Tensor` of shape `(N, d)`): What the head reads, float32.
         logits (`torch.Tensor` of shape `(N, C)`): float32.
         labels (`torch.LongTensor` of shape `(N,)`): The model's class indices.
-        hidden (`tuple[torch.Tensor, ...]`): One tensor `(N, d_l)` for each hidden state, the mean over its positions,
-            float32; none where they were not asked for, or the model gives none.
+        hidden (`tuple[torch.Tensor, ...]`): For each hidden state a tensor `(N, d_l)`, the mean over its positions,
+            float32. Empty where hidden states were not asked for, or the model gives none.
     """
 
     features: Tensor
@@ -47,11 +47,11 @@ class SplitFeatures:
     hidden: tuple[Tensor, ...] = ()
 
     def right(self) -> Tensor:
-        """Which images the head gets right, `(N,)`."""
+        """Whether the head gets each image right: booleans `(N,)`."""
         return self.logits.argmax(dim=1) == self.labels
 
     def without(self, labels: Sequence[int]) -> SplitFeatures:
-        """All images but those of these classes."""
+        """The split without the images of these classes."""
         rows = ~torch.isin(self.labels, torch.tensor(list(labels), dtype=torch.long))
         hidden = tuple(state[rows] for state in self.hidden)
         return SplitFeatures(self.features[rows], self.logits[rows], self.labels[rows], hidden)
@@ -85,15 +85,15 @@ def model_features(
     One pass of a model over the training and the test images of a data set, without augmentation.
 
     Args:
-        model (`PreTrainedModel`): An image classifier, or an [`ESCModel`], whose features are the projected ones. In
-            eval mode.
+        model (`PreTrainedModel`): An image classifier in eval mode. The features of an [`ESCModel`] are the projected
+            ones.
         data ([`ImageData`]): With a test split.
         processor: The model's image processor.
-        name (`str`): What the progress bar and the files are called.
+        name (`str`): The name of the progress bar and of the files.
         batch_size, num_workers: As in [`image_batches`].
-        folder (`Path`, *optional*): Where to keep the features; those of the same weights and images that are there
-            are read and not computed.
-        hidden (`bool`, defaults to `False`): The hidden states too.
+        folder (`Path`, *optional*): Where to keep the features. Features of the same weights and images are read from
+            there instead of computed.
+        hidden (`bool`, defaults to `False`): Whether hidden states are kept too.
 
     Raises:
         DataError: If the data set has no test split.
@@ -119,7 +119,7 @@ def model_features(
 
 
 def head_sites(model: PreTrainedModel, processor: Any) -> tuple[PreTrainedModel, list[SiteGroup]]:
-    """The classifier, inside of an erased model where it is one, and where its head reads features."""
+    """The classifier (of an erased model, the one inside) and the sites where its head reads features."""
     sites = getattr(model.config, "sites", None)
     if model.config.model_type == "esc" and sites is not None:
         return model.model, [SiteGroup.from_dict(site) for site in sites]
@@ -154,7 +154,7 @@ def _compute(
 
 
 def _key(model: PreTrainedModel, weights: str, split: datasets.Dataset, processor: Any, data: ImageData) -> str:
-    """Changes with the weights, the images, their labels or the way they are preprocessed."""
+    """A hash that changes with the weights, the images, their labels and the preprocessing."""
     digest = hashlib.sha256()
     digest.update(weights.encode())
     settings = {name: value for name, value in model.config.to_dict().items() if name != "erasures"}
@@ -183,5 +183,5 @@ def _read(file: Path, key: str, hidden: bool) -> SplitFeatures | None:
             layers = tuple(opened.get_tensor(f"hidden.{layer}") for layer in range(int(metadata["layers"] or 0)))
             features, logits, labels = (opened.get_tensor(name) for name in ("features", "logits", "labels"))
             return SplitFeatures(features, logits, labels, layers if hidden else ())
-    except Exception:  # a file that is not there, or was cut off: it is computed anew
+    except Exception:  # the file is missing or was cut off: compute the features again
         return None

@@ -1,4 +1,4 @@
-"""Probes: classifiers that are trained on features anew, to see what can be read from them."""
+"""Probes: classifiers trained on frozen features, to see what can be read from them."""
 
 # Shapes: N features of d dimensions, C classes, H hidden units.
 
@@ -29,9 +29,9 @@ class Probe:
     A trained probe.
 
     Args:
-        predict (`Callable`): Features `(N, d)` to classes `(N,)`.
-        settings (`dict`): What it was trained with, and how that went: `converged` (False where the optimiser stopped
-            before the optimum) and `iterations`, for probes that have them.
+        predict (`Callable`): A function from features `(N, d)` to classes `(N,)`.
+        settings (`dict`): What the probe was trained with. Probes with an optimiser that converges also have
+            `converged` (False if it stopped before the optimum) and `iterations`.
     """
 
     predict: Callable[[Tensor], Tensor]
@@ -50,23 +50,23 @@ def train_probe(
     """
     Train a probe on features.
 
-    - `paper`: the ESC paper's protocol. A new linear head, Xavier-normal weights and zero bias, SGD with a learning
-      rate of 1e-3, no momentum and no decay, 10 epochs of batches of 64, the last epoch counts. It is not trained to
-      the end: it tells how *readily* a class is read, not whether it can be.
-    - `converged`: standardised features, multinomial logistic regression with a fixed L2 strength (C = 100;
-      separable features have no finite optimum without), L-BFGS to convergence.
+    - `paper`: the ESC paper's protocol. A new linear head with Xavier-normal weights and zero bias is trained by SGD
+      with a learning rate of 1e-3, no momentum and no decay, for 10 epochs of batches of 64; the last epoch counts. It
+      is not trained to the end: it tells how *readily* a class is read, not whether it can be.
+    - `converged`: standardised features, multinomial logistic regression with a fixed L2 strength (C = 100; without a
+      penalty, separable features have no finite optimum), L-BFGS to convergence.
     - `mlp`: standardised features, one hidden layer of 512 units, Adam, 30 epochs.
     - `knn`: the 10 nearest neighbours among standardised features.
-    - `one_vs_rest` is `converged` on two classes, weighted to count the same; the caller makes the two.
+    - `one_vs_rest`: `converged` on two classes that the caller makes, weighted so that both count the same.
 
     Args:
         name (`str`): One of the above.
         features (`torch.Tensor` of shape `(N, d)`): Training features.
-        labels (`torch.LongTensor` of shape `(N,)`): From 0 to `num_labels - 1`.
+        labels (`torch.LongTensor` of shape `(N,)`): Classes from 0 to `num_labels - 1`.
         num_labels (`int`): C.
-        seed (`int`): Of weights and batches; `converged`, `one_vs_rest` and `knn` have no randomness.
-        device (*optional*): Where `paper` and `mlp` are trained; an accelerator where there is one by default. The
-            others are scikit-learn's, on the CPU.
+        seed (`int`): Seed of weights and batches; `converged`, `one_vs_rest` and `knn` have no randomness.
+        device (*optional*): Where `paper` and `mlp` are trained; by default an accelerator if there is one. The others
+            are scikit-learn's and run on the CPU.
 
     Returns:
         [`Probe`]
@@ -117,7 +117,7 @@ def _paper(z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """Xavier-normal weights and zero bias."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # its own start would draw from the caller's generator
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)  # `nn.Linear` would draw from the global generator
     nn.init.xavier_normal_(layer.weight, generator=generator)
     nn.init.zeros_(layer.bias)
     return layer
@@ -149,7 +149,7 @@ def _sklearn(classifier, scale: _Standardiser, z: Tensor) -> Callable[[Tensor], 
 def _logistic_regression(scale: _Standardiser, z: Tensor, y: Tensor, *, balanced: bool) -> Probe:
     classifier = LogisticRegression(C=100, max_iter=20_000, class_weight="balanced" if balanced else None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the settings
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the settings say it
         classifier.fit(scale(z).cpu().numpy(), y.cpu().numpy())
     iterations = int(classifier.n_iter_.max())
     settings = {"C": 100.0, "converged": iterations < classifier.max_iter, "iterations": iterations}
@@ -157,13 +157,13 @@ def _logistic_regression(scale: _Standardiser, z: Tensor, y: Tensor, *, balanced
 
 
 class _Standardiser(nn.Module):
-    """Features of mean 0 and variance 1 in each dimension; a dimension that does not vary becomes 0."""
+    """Shift and scale each dimension to mean 0 and variance 1. A dimension that does not vary becomes 0."""
 
     def __init__(self, z: Tensor):
         super().__init__()
         self.mean = z.mean(dim=0)
         deviation = z.std(dim=0, correction=0)
-        # Of a constant, float32 leaves a deviation of its rounding.
+        # In float32, rounding leaves a constant dimension a small deviation.
         constant = deviation <= 1e-6 * z.abs().amax(dim=0).clamp_min(torch.finfo(z.dtype).tiny)
         self.factor = torch.where(constant, 0, 1 / deviation.where(~constant, torch.ones_like(deviation)))
 
@@ -180,7 +180,7 @@ def _train(
     batch_size: int,
     generator: torch.Generator,
 ) -> None:
-    """Cross-entropy, batches of a permutation that is drawn anew in each epoch."""
+    """Minimise the cross-entropy. Each epoch draws a new permutation and takes its batches from it."""
     with torch.enable_grad():
         for _ in range(epochs):
             for rows in torch.randperm(len(z), generator=generator).to(z.device).split(batch_size):

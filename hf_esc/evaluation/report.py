@@ -25,13 +25,13 @@ _GATE_NUMBERS = [each.name for each in fields(GatePoint) if each.name not in ("t
 @dataclass(frozen=True)
 class Retention:
     """
-    What a probe reads, over its seeds.
+    What a probe reads from the features of a network, over its seeds.
 
     Args:
         mean (`dict[str, float | None]`): The six numbers of [`Accuracies`], in %.
         spread (`dict[str, float | None]`): Their standard deviations.
         runs (`int`): Number of seeds.
-        settings (`dict`): Of the probe, and whether it converged.
+        settings (`dict`): Settings of the probe, and whether it converged.
     """
 
     mean: dict[str, float | None]
@@ -46,16 +46,16 @@ class ModelResult:
     One model's numbers.
 
     Args:
-        accuracies ([`Accuracies`]): Of its own head.
-        retention (`dict[str, Retention]`): By probe.
+        accuracies ([`Accuracies`]): The accuracies of its own head.
+        retention (`dict[str, Retention]`): What each probe reads, by the probe's name.
         curve (`list[CurvePoint]`, *optional*): The KR curve.
-        membership ([`MembershipInference`], *optional*): Forget images of the training set against the test set.
-        zrf ([`ZeroRetrainForgetting`], *optional*): Against the random network.
-        attacks (`dict[str, AttackResult | None]`, *optional*): By name; None where an attack cannot be made on this
-            model.
-        by_class (`list[list[float | None]]`, *optional*): Of its own head, \(D_f\) and \(D_{ft}\) of each forgotten
-            class in the order of the report's `forget`: one that stays must not hide behind others that went. None
-            where rows were forgotten.
+        membership ([`MembershipInference`], *optional*): Forget images of the training split against the test split.
+        zrf ([`ZeroRetrainForgetting`], *optional*): How close the logits are to the random network's.
+        attacks (`dict[str, AttackResult | None]`, *optional*): By name. None in place of an attack that cannot be made
+            on this model.
+        by_class (`list[list[float | None]]`, *optional*): \(D_f\) and \(D_{ft}\) of its own head for each forgotten
+            class, in the order of the report's `forget`, so that a class that stays does not hide behind others that
+            went. None where single images were forgotten.
     """
 
     accuracies: Accuracies
@@ -70,25 +70,25 @@ class ModelResult:
 @dataclass(frozen=True)
 class UnlearningReport:
     """
-    An evaluation by [`evaluate_unlearning`].
+    What [`evaluate_unlearning`] found. [`report_text`][hf_esc.evaluation.report_text] puts it into words.
 
     Args:
         model, dataset (`str`): What was evaluated, and on what.
-        forget (`list[str]`): Names of the forgotten classes; empty where rows were forgotten.
+        forget (`list[str]`): Names of the forgotten classes; empty where single images were forgotten.
         forget_labels (`list[int]`): Their indices in the model.
-        num_forget_train, num_forget_test (`int`): Forget images.
+        num_forget_train, num_forget_test (`int`): Number of forget images in each split.
         method (`list[str]`): The methods in the model's ledger.
-        seeds (`list[int]`): Of the probes and of membership inference.
+        seeds (`list[int]`): Seeds of the probes and of membership inference.
         models (`dict[str, ModelResult]`): The model under test (`model`), and its references.
-        left_out (`list[str]`): Names of classes that were erased too and are counted neither as forgotten nor as
+        left_out (`list[str]`): Names of the classes that were also erased and count neither as forgotten nor as
             retained.
-        dataset_id (`str`, *optional*): The data set's id on the Hub, where it came from there.
-        projection_sha256 (`str`, *optional*): The fingerprint in the ledger of the erased model that was evaluated.
-        weights_sha256 (`str`, *optional*): The fingerprint of the weights inside of it.
-        random_seed (`int`, *optional*): Of the random network's weights; None where one was given.
-        gates (`list[GateCurve]`, *optional*): Of each remap in the model, what its gate finds, and would with other
-            thresholds; None of a model without one.
-        versions (`dict[str, str]`): Of the libraries.
+        dataset_id (`str`, *optional*): The data set's id on the Hub, if it came from there.
+        projection_sha256 (`str`, *optional*): Fingerprint of the projection, from the ledger of the erased model.
+        weights_sha256 (`str`, *optional*): Fingerprint of the weights inside an erased model, or of edited weights.
+        random_seed (`int`, *optional*): Seed of the random network's weights; None where the caller gave the network.
+        gates (`list[GateCurve]`, *optional*): For each remap in the model, what its gate finds, and what it would find
+            with other thresholds. None for a model without a remap.
+        versions (`dict[str, str]`): Versions of the libraries.
     """
 
     model: str
@@ -110,8 +110,8 @@ class UnlearningReport:
 
     def recovery_rate(self, probe: str, name: str = "model") -> float | None:
         """
-        Fig. 1 of the paper: what a probe gets right of the forget training images, in % of what the original's head
-        did. None without an original, or where its head got nothing right.
+        The recovery rate of Fig. 1 of the paper: the share of the forget training images that a probe gets right, in %
+        of the share that the original's head gets right. None without an original, or where its head gets none right.
         """
         original = self.models.get("original")
         found = self.models[name].retention[probe].mean["forget_train"]
@@ -124,8 +124,9 @@ class UnlearningReport:
         How far a model's KR on forget test images stands between the retrained model's (0) and the original's (1):
         \((\mathrm{KR} - \mathrm{KR}_{\mathrm{r}}) / (\mathrm{KR}_{\mathrm{o}} - \mathrm{KR}_{\mathrm{r}})\).
 
-        Below 0 less is read than from a model that has never seen the class. None without both references, or where
-        they are within one point of each other, as the ratio then says nothing.
+        Below 0, a probe reads less than from a model that has never seen the class. None unless both references are
+        there and their KR differs by more than one point: otherwise the ratio says nothing. Where there are no
+        forget test images, forget training images take their place.
         """
         key = "forget_test" if self.num_forget_test else "forget_train"
         values = []
@@ -141,8 +142,9 @@ class UnlearningReport:
     def average_gap(self, name: str = "model") -> float | None:
         """
         Avg Gap of Table 5 of the paper: the mean distance from the retrained model, in points, of the head's
-        accuracies and of membership inference. Where random images were forgotten these are, as there, the accuracies
-        on forget, retain and test images; where classes were, test images count as forget and as retain.
+        accuracies and of membership inference. Where random images were forgotten, the accuracies are those on forget,
+        retain and test images, as in the paper. Where classes were forgotten, forget and retain test images count
+        each.
 
         None without a retrained model, or with too few images for membership inference.
         """
@@ -158,7 +160,7 @@ class UnlearningReport:
         return average_gap(*sides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with what follows from them: `recovery_rate` and `excess_knowledge` by probe."""
+        """Plain values, with `average_gap` and, by probe, `recovery_rate` and `excess_knowledge`."""
         probes = list(self.models["model"].retention)
         return {
             "schema": _SCHEMA,
@@ -169,16 +171,16 @@ class UnlearningReport:
         }
 
     def to_json(self) -> str:
-        """[`UnlearningReport.to_dict`] as text."""
+        """[`UnlearningReport.to_dict`] as JSON."""
         return json.dumps(self.to_dict(), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> UnlearningReport:
         """
-        Back from [`UnlearningReport.to_json`].
+        The report that [`UnlearningReport.to_json`] wrote.
 
         Raises:
-            DataError: If it is no such report.
+            DataError: If `text` is not such a report.
         """
         try:
             values = json.loads(text)
@@ -187,7 +189,7 @@ class UnlearningReport:
             for derived in ("recovery_rate", "excess_knowledge", "average_gap"):
                 values.pop(derived)
             values["models"] = {name: _result(result) for name, result in values["models"].items()}
-            # Reports that were written before there was a gate have none.
+            # Reports of earlier versions have no gates.
             values["gates"] = _gates(values.get("gates"))
             if "model" not in values["models"]:
                 raise ValueError("it is of no model")
@@ -219,7 +221,7 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
     numbers = [*values["accuracies"].values()]
     for retention in values["retention"].values():
         numbers += [*retention["mean"].values(), *retention["spread"].values()]
-    for train, test in values.get("by_class") or []:  # reports that were written before have none
+    for train, test in values.get("by_class") or []:  # reports of earlier versions have none
         numbers += [train, test]
     if any(number is not None and not isinstance(number, int | float) for number in numbers):
         raise ValueError("its numbers are none")

@@ -13,7 +13,7 @@ from .gate import GateCurve, GatePoint
 from .markdown import escaped
 from .report import UnlearningReport
 
-# The six numbers of `Accuracies`, as tables call them.
+# Row titles of the six numbers of `Accuracies`.
 ROWS = {
     "forget_train": "D_f    forget, train",
     "retain_train": "D_r    retain, train",
@@ -30,7 +30,7 @@ PROBE_TITLES = {
     "one_vs_rest": "KR, is it a forgotten class or not",
 }
 
-# Of a point of a gate's curve.
+# Column titles of the numbers of a gate's point.
 GATE_TITLES = {
     "recall_train": "found, train",
     "recall_test": "found, test",
@@ -45,7 +45,7 @@ _GATE_MEANING = (
 
 
 def table(report: UnlearningReport) -> str:
-    """For people: a column for each model, and what the numbers mean."""
+    """A table for people: a column for each model, and what the numbers mean."""
     lines = _Lines(list(report.models))
     _add_head(lines, report)
     for probe in report.models["model"].retention:
@@ -141,8 +141,8 @@ def _add_gates(lines: _Lines, report: UnlearningReport) -> None:
 
 def markdown(report: UnlearningReport) -> str:
     """
-    For a model card: forget / retain accuracies of the head and of each probe, a column for each model. A table
-    for the gate of each remap follows.
+    A Markdown table for a model card: forget / retain accuracies of the head and of each probe, other metrics and
+    attacks, a column for each model. For each remap, a table of its gate follows.
     """
     names = list(report.models)
     shown = ["this model" if name == "model" else escaped(name) for name in names]
@@ -209,7 +209,7 @@ def eval_results(report: UnlearningReport) -> list[EvalResult]:
 
 
 def _by_class(report: UnlearningReport) -> list[tuple[str, list[list[float | None] | None]]]:
-    """Where several classes were forgotten: the head's shares for each, by model."""
+    """The head's accuracies on each forgotten class, by model; nothing where a single class was forgotten."""
     if len(report.forget) < 2 or report.models["model"].by_class is None:
         return []
     each = [result.by_class for result in report.models.values()]
@@ -217,7 +217,7 @@ def _by_class(report: UnlearningReport) -> list[tuple[str, list[list[float | Non
 
 
 def _names(report: UnlearningReport, gate: GateCurve) -> str:
-    """The classes of a remap, those by name that the evaluation is of."""
+    """The classes of a remap. Those that the report does not name are told by number."""
     names = dict(zip(report.forget_labels, report.forget, strict=True))
     return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
 

@@ -1,4 +1,4 @@
-"""One evaluation of an unlearned model, with its references beside it."""
+"""The evaluation of an unlearned model, with its references beside it."""
 
 from __future__ import annotations
 
@@ -56,45 +56,56 @@ def evaluate_unlearning(
     feature_dir: str | Path | None = None,
 ) -> UnlearningReport:
     """
-    What is left of forgotten classes or images in a model, beside the models that give each number its meaning.
+    Measure what is left of forgotten classes or images in a model, and in the references that give each number its
+    meaning.
 
-    Beside the model under test stand the original (of an [`ESCModel`], the same file with the projection off, unless
-    another is given or its weights were edited too: then that column is called `no projection`), a retrained model
-    where one is given, and a randomly initialised network of the same architecture, made on the spot: what anyone can
-    learn from the pictures. Each runs over the data once; everything is measured on what that leaves. (With another
-    original, an erased model runs over it once more with its projection off where an attack or the gate of a remap
-    asks for that.)
+    The report has a column for each of these:
+
+    - `model`: the model under test.
+    - `original`: the reference of that name. Without one, an [`ESCModel`] with its projection off takes its place. If
+      its weights were edited too, that is not the original, and the column is called `no projection`.
+    - `retrain`: a model trained without the forgotten data, if it is among the references.
+    - any other reference, by its name.
+    - `random`: a randomly initialised network of the same architecture. It shows what anyone can learn from the
+      images.
+
+    Each network runs over the data once, and everything is measured on the features and logits of that pass. An erased
+    model runs over the data again with its projection off if an attack or the gate of a remap needs those features and
+    no column has them. [`report_text.table`][hf_esc.evaluation.report_text.table] makes a table of the report.
 
     Args:
         model (`PreTrainedModel`): The model under test.
-        data ([`ImageData`]): With a test split.
-        forget_labels (`Sequence[int]`, *optional*): The data set's classes that were to be forgotten; those of the
-            ledger by default.
-        forget_indices (`Sequence[int]`, *optional*): Instead, rows of the training split that were to be forgotten,
-            of any class. There is no forgotten test data then, and no HM. A model that has forgotten random images of
-            all classes still classifies them, as a retrained one does: after ESC, the paper has D_f = 100.
+        data ([`ImageData`]): The data set, with a test split.
+        forget_labels (`Sequence[int]`, *optional*): The data set's classes that should be forgotten; by default those
+            in the model's ledger.
+        forget_indices (`Sequence[int]`, *optional*): Rows of the training split that should be forgotten, in place of
+            classes. They may be of any class. There is no forget test data then, and no HM. A model that has forgotten
+            random images of all classes still classifies them, as a retrained model does: the paper has D_f = 100
+            after ESC.
         references (`Mapping[str, PreTrainedModel]`, *optional*): `original`, `retrain`, or others by any name.
-        probes (`Sequence[str]`): Of [`train_probe`]. `paper` and `converged` are always there.
-        curve (`bool`, defaults to `False`): The KR curve too, of the converged probe.
-        attacks (`Sequence[str]`): Of `ATTACKS`, see [`AttackResult`]: what somebody could do to get the classes
-            back. `finetune` trains a copy of each network but the random one.
-        seeds (`Sequence[int]`): For probes that have any randomness, and for membership inference.
+        probes (`Sequence[str]`): Names of probes, as in [`train_probe`]. `paper` and `converged` are always trained.
+        curve (`bool`, defaults to `False`): Whether the KR curve of the converged probe is measured.
+        attacks (`Sequence[str]`): Names in `ATTACKS`: what somebody could do to get the classes back, see
+            [`AttackResult`]. `finetune` trains a copy of each network but the random one.
+        seeds (`Sequence[int]`): Seeds of the probes that have any randomness and of membership inference. Attacks take
+            the first.
         processor (*optional*): Image processor for all; by default each network has its own, and that of `model` where
             it has none.
         batch_size, num_workers: As in [`model_features`].
         device (*optional*): Where probes are trained.
-        feature_dir (`str` or `Path`, *optional*): Where features are kept, and reused by a later run.
+        feature_dir (`str` or `Path`, *optional*): A folder that keeps the features for a later run.
 
     Returns:
         [`UnlearningReport`]
 
     Raises:
-        LabelError: If it is not known what was to be forgotten.
-        ForgetSetError: If `forget_indices` are no rows, as [`ImageData.check_rows`] says.
-        ModelError: If a reference has other classes than the model, or in another order.
+        LabelError: If neither the caller nor the ledger says what should be forgotten, or a class is not in the data
+            set.
+        ForgetSetError: If `forget_indices` are not rows, as in [`ImageData.check_rows`].
+        ModelError: If a reference has other classes than the model, or has them in another order.
         DataError: If the data set has no test split.
-        ProbeError: If there is no such probe or attack, a forget label has no training or no test images, and as
-            [`knowledge_retention`].
+        ProbeError: If there is no such probe or attack, a forget label has no training or no test images, or in the
+            cases of [`knowledge_retention`].
     """
     _check_options(data, probes, attacks, seeds, of_images=forget_indices is not None)
     forgotten = find_forgotten(model.config, data, forget_labels, forget_indices)
@@ -179,9 +190,9 @@ class _Attacker:
     The attacks of an evaluation.
 
     Args:
-        features ([`ColumnFeatures`]): Of all columns.
+        features ([`ColumnFeatures`]): The features of all columns.
         forgotten ([`Forgotten`]): The classes to get back.
-        seed (`int`): Of the attacks that have any randomness.
+        seed (`int`): Seed of the attacks that have any randomness.
         num_workers (`int`): As in [`image_batches`].
     """
 

@@ -22,14 +22,14 @@ class ZeroRetrainForgetting:
     """
     ZRF of a model on forget images.
 
-    1 is what the random network itself has. A retrained model is not at 1: read the number beside the original's and a
-    retrained model's, of the same random network.
+    The random network itself has 1. A retrained model does not: compare with the original and with a retrained model,
+    both measured against the same random network.
 
     Args:
         zrf (`float`): Higher is closer to the random network: from 0 to 1 with base 2, from 1 - ln 2 = 0.307 to 1 with
             base e.
-        base (`int` or `str`): Of the logarithm, 2 or `"e"`.
-        images (`int`): N.
+        base (`int` or `str`): Base of the logarithm, 2 or `"e"`.
+        images (`int`): N, the number of forget images.
     """
 
     zrf: float
@@ -43,19 +43,21 @@ def zero_retrain_forgetting(logits: Tensor, random_logits: Tensor, *, base: Base
     \(D_f\), where \(p_i\) is the model's distribution over classes and \(q_i\) that of a randomly initialised network
     of the same architecture.
 
-    The code published with that paper takes the mean over the classes too and turns the arguments of each divergence
-    around, so numbers that were computed with it are others.
+    The code published with that paper also takes the mean over the classes, and swaps the arguments of each
+    divergence, so its numbers differ from these.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, C)`): The model's on the forget images.
-        random_logits (`torch.Tensor` of shape `(N, C)`): The random network's on the same images in the same order.
-        base (`int` or `str`, defaults to 2): Of the logarithm: 2, with which JS and ZRF are from 0 to 1, or `"e"`.
+        logits (`torch.Tensor` of shape `(N, C)`): The model's logits for the forget images.
+        random_logits (`torch.Tensor` of shape `(N, C)`): The random network's logits for the same images in the same
+            order.
+        base (`int` or `str`, defaults to 2): Base of the logarithm: 2, with which JS and ZRF are from 0 to 1, or
+            `"e"`.
 
     Returns:
         [`ZeroRetrainForgetting`]
 
     Raises:
-        MetricError: If the two do not fit each other, or there is no such base.
+        MetricError: If the two are not `(N, C)` of the same shape, or there is no such base.
         NonFiniteError: If a logit is NaN or infinite.
     """
     return ZeroRetrainForgetting(
@@ -68,18 +70,18 @@ def jensen_shannon(logits: Tensor, other_logits: Tensor, *, base: Base = 2) -> T
     The Jensen-Shannon divergence of each image,
     \(JS(p \| q) = \tfrac12 KL(p \| m) + \tfrac12 KL(q \| m)\), \(m = \tfrac12 (p + q)\).
 
-    \(KL(p \| m) = \sum_c p_c (\ln 2 - \ln(1 + q_c / p_c))\), in this form, is 0 to the bit where \(p = q\) and finite
-    where one of them is 0.
+    It is computed as \(KL(p \| m) = \sum_c p_c (\ln 2 - \ln(1 + q_c / p_c))\), which is exactly 0 where \(p = q\) and
+    finite where one of them is 0.
 
     Args:
-        logits, other_logits (`torch.Tensor` of shape `(N, C)`): Of 2 classes or more, on any device.
-        base (`int` or `str`, defaults to 2): Of the logarithm, 2 or `"e"`.
+        logits, other_logits (`torch.Tensor` of shape `(N, C)`): Logits of 2 classes or more, on any device.
+        base (`int` or `str`, defaults to 2): Base of the logarithm, 2 or `"e"`.
 
     Returns:
         `torch.Tensor` of shape `(N,)`: float64, on the CPU, from 0 to 1 with base 2 and to ln 2 with base e.
 
     Raises:
-        MetricError: If the two do not fit each other, or there is no such base.
+        MetricError: If the two are not `(N, C)` of the same shape, or there is no such base.
         NonFiniteError: If a logit is NaN or infinite.
     """
     if base not in get_args(Base):
@@ -92,7 +94,7 @@ def jensen_shannon(logits: Tensor, other_logits: Tensor, *, base: Base = 2) -> T
         )
     p, q = (functional.log_softmax(side, dim=1) for side in sides)  # logarithms, (N, C)
     kl_p, kl_q = ((a.exp() * (math.log(2) + functional.logsigmoid(a - b))).sum(dim=1) for a, b in ((p, q), (q, p)))
-    divergence = ((kl_p + kl_q) / 2).clamp(0, math.log(2))  # but for rounding, it is between these
+    divergence = ((kl_p + kl_q) / 2).clamp(0, math.log(2))  # rounding can leave this range
     return divergence / math.log(2) if base == 2 else divergence
 
 

@@ -7,7 +7,7 @@ from hf_esc.evaluation.accuracy import harmonic_mean
 
 _DESCRIPTION = """
 How well a classifier has forgotten some classes and kept the others: the harmonic mean of 100 minus its accuracy on
-the forget classes and its accuracy on the other classes, in %.
+the forget classes, and its accuracy on the other classes, in %.
 """
 
 _KWARGS_DESCRIPTION = """

@@ -1,4 +1,4 @@
-"""KR: knowledge retention, what a probe reads of forgotten classes from a model's features, as an evaluate module."""
+"""KR (knowledge retention): how much of the forgotten classes a probe reads from features, as an evaluate module."""
 
 import datasets
 import evaluate
@@ -11,30 +11,30 @@ from hf_esc.evaluation.knowledge_retention import knowledge_retention
 from hf_esc.evaluation.probes import check_features
 
 _DESCRIPTION = """
-Knowledge retention: what a classifier that is trained anew on a model's features, the forgotten classes included,
-gets right of these and of the other classes, in %. A model that has only learned to answer otherwise keeps its
-features, and the probe reads the forgotten classes from them.
+Knowledge retention: the accuracies, in %, of a probe on the forgotten and on the other classes. The probe is a new
+classifier, trained on the features of a model for all classes, the forgotten ones included. A model that has only
+learned to give other answers keeps its features, and the probe reads the forgotten classes from them.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`np.ndarray`, `torch.Tensor` or `list` of shape `(M, d)`): Features of the test set.
     references (`np.ndarray`, `torch.Tensor` or `list` of shape `(M,)`): Classes of the test set, from 0.
-    train_features (`np.ndarray`, `torch.Tensor` or `list` of shape `(N, d)`): Features of the full training set, which
-        the probe is trained on. Features are read as float32.
+    train_features (`np.ndarray`, `torch.Tensor` or `list` of shape `(N, d)`): Features of the full training set, on
+        which the probe is trained. Features are read as float32.
     train_labels (`np.ndarray`, `torch.Tensor` or `list` of shape `(N,)`): Classes of the training set.
     forget_labels (`list[int]`): The classes that were to be forgotten.
     probe (`str`, defaults to `"paper"`): `"paper"` is the ESC paper's, a linear head that is not trained to the end:
-        it tells how readily a class is read. Whether it can be read is told by `"converged"` (logistic regression),
-        `"mlp"` and `"knn"`; `"one_vs_rest"` is the logistic regression of forget against other images.
-    seed (`int`, defaults to 0): Of the probe's weights and batches.
-    device (`str`, *optional*): Where `"paper"` and `"mlp"` are trained; an accelerator where there is one by default.
+        it tells how readily a class is read. `"converged"` (logistic regression), `"mlp"` and `"knn"` tell whether a
+        class can be read. `"one_vs_rest"` is the logistic regression of forget images against others.
+    seed (`int`, defaults to 0): Seed of the probe's weights and batches.
+    device (`str`, *optional*): Where `"paper"` and `"mlp"` are trained; by default an accelerator if there is one.
 
 Returns:
     `dict`: `forget_train`, `retain_train`, `forget_test` and `retain_test`, the probe's accuracies on images of the
-    forget classes and of the others (of `"one_vs_rest"`, the shares that it takes for what they are), and `hm_train`
-    and `hm_test`, the harmonic means of 100 minus the first and the second, in %; `probe`, and `settings`, what it was
-    trained with and whether it converged.
+    forget classes and of the others (for `"one_vs_rest"`, the shares that it recognises as such); `hm_train` and
+    `hm_test`, the harmonic means of 100 minus the forget accuracy and the retain accuracy, in %; `probe`, its name;
+    and `settings`, what it was trained with and whether it converged.
 
 Examples:
     Twenty training images of each class. The probe takes one of two test images of class 0 for class 1.
@@ -66,7 +66,7 @@ _CITATION = """
 }
 """
 
-# Features that are written at once: the offsets in an Arrow list array have 32 bits, which is 200,000 dimensions.
+# Features in one write. An Arrow list array has 32-bit offsets, so this many features can have 200,000 dimensions.
 _ROWS = 10_000
 
 
@@ -82,7 +82,7 @@ class KRScore(evaluate.Metric):
             ),
             reference_urls=["https://huggingface.co/papers/2504.02199"],
         )
-        info.format = "numpy"  # MetricInfo(format=...) refuses lists, which then come back as lists of Python floats
+        info.format = "numpy"  # else features come back as Python lists; MetricInfo(format=...) refuses list columns
         return info
 
     def add_batch(self, *, predictions=None, references=None):
@@ -92,7 +92,7 @@ class KRScore(evaluate.Metric):
             predictions (`np.ndarray`, `torch.Tensor` or `list` of shape `(M, d)`): Features.
             references (`np.ndarray`, `torch.Tensor` or `list` of shape `(M,)`): Classes.
         """
-        # evaluate's own makes a Python object of each number, which takes many times longer.
+        # The method of `evaluate` makes a Python object of each number, which takes many times longer.
         features, labels = _tensors(predictions, references, "test")
         if self.writer is None:
             self.selected_feature_format = self.features

@@ -9,22 +9,22 @@ import torch
 from hf_esc.evaluation.membership import attack_losses
 
 _DESCRIPTION = """
-Whether the loss of an image tells if the model was trained on it: the accuracy of a logistic regression on held-out
-images, the area under the ROC curve, and the true positive rate at 1 % false positives, in %. 50, 50 and 1 are chance;
-the values of a retrained model are the reference.
+Whether the loss of an image tells that the model was trained on it: the accuracy of a logistic regression on held-out
+images, the area under the ROC curve, and the true positive rate at 1 % false positives, in %. Chance is 50, 50 and 1.
+The values of a retrained model are the reference.
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[float]`): The cross-entropy of each image under its true class, without augmentation.
-    references (`list[int]`): 1 for members, training images of the forgotten classes; 0 for non-members, their test
-        images. 10 of each or more.
-    seed (`int`, defaults to 0): Of the draw from the larger side and of the splits.
+    references (`list[int]`): 1 for members, the training images of the forgotten classes; 0 for non-members, their
+        test images. At least 10 of each.
+    seed (`int`, defaults to 0): Seed of the draw from the larger side and of the splits.
 
 Returns:
-    `dict`: `accuracy` of the attack and its `spread` over 5 splits, `auc`, `tpr_at_1_fpr` (None with fewer
-    than 100 non-members), in %; and the numbers of images: `members`, `nonmembers`, and `drawn` of each for the
-    accuracy.
+    `dict`: in %, `accuracy` of the attack and its `spread` over 5 splits, `auc`, and `tpr_at_1_fpr` (None with fewer
+    than 100 non-members); and the numbers of images: `members`, `nonmembers`, and `drawn`, those of each side that
+    enter the accuracy.
 
 Examples:
     >>> metric = evaluate.load("mia_score")

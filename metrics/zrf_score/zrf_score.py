@@ -17,10 +17,10 @@ _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[list[float]]`): The model's logits on the forget images, before the softmax.
     references (`list[list[float]]`): The random network's logits on the same images.
-    base (`int` or `str`, defaults to 2): Of the logarithm, 2 or "e".
+    base (`int` or `str`, defaults to 2): Base of the logarithm, 2 or "e".
 
 Returns:
-    `dict`: `zrf`, from 0 with base 2 and 0.307 with base e to 1; the `base`; and the number of `images`.
+    `dict`: `zrf`, up to 1, from 0 with base 2 and from 0.307 with base e; the `base`; and the number of `images`.
 
 Examples:
     >>> metric = evaluate.load("zrf_score")
