@@ -32,8 +32,9 @@ from ..hub.card import write_card
 from ..ledger.record import Unchanged, ledger_record, refuse_all_classes
 from ..modeling.factors import LowRankFactor, MaskedFactor
 from ..modeling.modeling_esc import ESCModel
+from .epochs import as_it_is
 from .feature_source import FeatureSource
-from .feature_store import ForgetFeatures, SharesLoader, as_it_is
+from .feature_store import ForgetFeatures, SharesLoader
 from .mask_checkpoint import last_checkpoint, load_masks, save_masks
 from .masked_head import MaskedHead, clamp, divide_by_largest, erased_span
 from .safetensors_trainer import SafetensorsTrainer

@@ -26,8 +26,9 @@ from ..hub.card import write_card
 from ..ledger.record import ledger_record
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
+from ..training.epochs import as_it_is
 from ..training.safetensors_trainer import SafetensorsTrainer
-from ..training.steps import PairedLoader, Schedule, Step, alone, as_it_is, mixed, paired, shuffled
+from ..training.steps import PairedLoader, Schedule, Step, alone, mixed, paired, shuffled
 from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
 from .losses import forbidden
 from .training_args import UnlearningArguments
