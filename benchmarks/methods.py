@@ -86,16 +86,17 @@ def forget(
         elif method == "remap":
             found = remap(model, forget_set, retain_set, seed=seed, **settings, **common)
         elif method == "fisher":
-            found = fisher_forgetting(model, forget_set, retain_set, seed=seed, **settings, **common)
+            found = fisher_forgetting(
+                model, forget_set, retain_set, seed=seed, processing_class=processor, **settings, **columns
+            )
         else:
             trainer = ESCTTrainer if method == "esc-t" else METHODS[method]
-            arguments = ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
             # The Trainer goes to an accelerator where there is one, unless it is told not to.
-            args = arguments(scratch, seed=seed, use_cpu=model.device.type == "cpu", **QUIET, **settings)
+            args = trainer.arguments(scratch, seed=seed, use_cpu=model.device.type == "cpu", **QUIET, **settings)
             sets = [forget_set, retain_set] if method in RETAIN_DATA else [forget_set]
             run = trainer(model, args, *sets, processing_class=processor, **columns)
             run.remove_callback(transformers.PrinterCallback)
             run.train()
-            found = run.erased_model if method == "esc-t" else run.model
+            found = run.result
         spent = {"seconds": time.perf_counter() - start, "process_seconds": time.process_time() - start_process}
         return found.eval(), spent

@@ -1,5 +1,6 @@
 """
-Tell the Auto classes of transformers about ESC and the All-CNN, and evaluate about the metrics.
+Tell the Auto classes of transformers about ESC and the All-CNN, evaluate about the metrics, and the Trainers about the
+card.
 
 `import transformers.models.auto` takes seconds, and so does `import evaluate`: `import hf_esc` does neither. Where it
 has happened, registration is at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half
@@ -49,10 +50,29 @@ def _register_metrics() -> None:
     add_metrics()
 
 
+def _register_card() -> None:
+    """
+    Give the Trainers the writer of their cards.
+
+    Cards belong to the Hub's files, which import the training and not the other way round. So a Trainer leaves a place
+    for the writer. It is filled here, as this module stands above all rooms, and a user need not import any of them.
+    """
+    from .training.forgetting_trainer import ForgettingTrainer
+
+    ForgettingTrainer.write_card = staticmethod(_write_card)
+
+
+def _write_card(*args, **options) -> None:
+    from .hub.card import write_card  # it takes a second, and few runs write a card
+
+    write_card(*args, **options)
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "evaluate.loading": _register_metrics,
+    "hf_esc.training.forgetting_trainer": _register_card,
 }
 
 

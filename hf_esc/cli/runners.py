@@ -121,7 +121,7 @@ def _fisher(given, seed, batch_size, original, request: Request, retain, process
         **given,
         **{name: value for name, value in ours.items() if value is not None},
         scenario=request.scenario,
-        processor=processor,
+        processing_class=processor,
         **_columns(request),
     )
 
@@ -131,4 +131,4 @@ def _trained(method: Method, arguments, original, request: Request, retain, proc
 
     trainer = training.make_trainer(method.value, original, arguments, request, retain, processor, logs=False)
     trainer.train()
-    return training.result_of(trainer)
+    return trainer.result

@@ -68,7 +68,7 @@ def train(context: typer.Context) -> None:
         raise OptionError(f"`--method {method}` is none that is trained. There are: {', '.join(_METHODS)}.")
     if not {"--help", "-h"} & set(words) and value_of("output_dir", words) is None:
         raise OptionError("Where should the erased model go? Name a folder with `--output_dir`.")
-    from .training import arguments_of, make_trainer, parsed, result_of
+    from .training import arguments_of, make_trainer, parsed
 
     kinds: Any = (Arguments, arguments_of(method))
     arguments, training = parsed(kinds, words, method=method, prog="hf-esc train", description=train.__doc__)
@@ -111,7 +111,7 @@ def train(context: typer.Context) -> None:
         clock.lap("save")
     if not trainer.is_world_process_zero():
         return
-    erased = result_of(trainer)
+    erased = trainer.result
     before: Any = None
     after: Any = None
     earlier: Any = None

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser
 
 from ..errors import ModelError, OptionError
+from ..training.forgetting_args import ForgettingArguments
 from ..training.trainer_esc_t import ESCTTrainer
-from ..training.training_args_esc_t import ESCTTrainingArguments
 from ..unlearning import METHODS
 from .progress import progress_on_stderr
 from .request import Request
@@ -35,9 +35,14 @@ class _Parser(HfArgumentParser):
         raise OptionError(message[:1].upper() + message[1:])
 
 
-def arguments_of(method: str) -> type[TrainingArguments]:
-    """The kind of arguments of a training."""
-    return ESCTTrainingArguments if method == "esc-t" else METHODS[method].arguments
+def trainer_of(method: str) -> Any:
+    """The Trainer of a method."""
+    return ESCTTrainer if method == "esc-t" else METHODS[method]
+
+
+def arguments_of(method: str) -> type[ForgettingArguments]:
+    """The class of the arguments of a training."""
+    return trainer_of(method).arguments
 
 
 def parsed(
@@ -125,15 +130,8 @@ def make_trainer(
         "image_column": request.data.image_column,
         "label_column": request.data.label_column,
     }
-    trainer: Any
-    if method == "esc-t":
-        trainer = ESCTTrainer(original, args, request.forget_set(), **common)
-    else:
-        trainer = METHODS[method](original, args, request.forget_set(), retain, **common)
+    if method != "esc-t":
+        common["retain_set"] = retain
+    trainer: Any = trainer_of(method)(original, args, request.forget_set(), **common)
     progress_on_stderr(trainer, logs=logs)
     return trainer
-
-
-def result_of(trainer: Any) -> Any:
-    """What a training leaves: an erased model with a projection, or the model whose weights were edited."""
-    return trainer.erased_model if isinstance(trainer, ESCTTrainer) else trainer.model

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..data.batches import Batch
 from ..erasure.statistics import check_labels
 from ..errors import ForgetSetError, HfEscError, LabelError, NonFiniteError
 from ..features.head import head_weights
+from ..features.moments import SecondMoment
 from ..features.sites import SiteGroup
 from ..features.stream import FeatureBatch, stream_features
 from ..modeling.modeling_esc import ESCModel
@@ -64,6 +65,14 @@ class ForgetFeatures(torch.utils.data.Dataset):
         """All rows in order."""
         for start in range(0, len(self), size):
             yield self.__getitems__(list(range(start, min(start + size, len(self)))))
+
+    def second_moments(self, dims: Sequence[int], device: torch.device) -> list[Tensor]:
+        """The second moment `(d_g, d_g)` of each part of the features, which are `dims` wide."""
+        moments = [SecondMoment(dim, device) for dim in dims]
+        for batch in self.batches():
+            for moment, z in zip(moments, batch["features"].to(device).split(list(dims), dim=1), strict=True):
+                moment.update(z)
+        return [moment.matrix for moment in moments]
 
 
 class SharesLoader(EpochLoader):

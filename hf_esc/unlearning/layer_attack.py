@@ -145,9 +145,8 @@ class LayerAttackTrainer(UnlearningTrainer):
 
     def get_train_dataloader(self) -> PairedLoader:
         """Whole steps for every process: what is trained is small, and the model's own `forward` is not called."""
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
         rows = LabelledImages(self.forget.labels, lambda rows: {}, list, from_files=False)  # the features are at hand
-        return PairedLoader(rows, None, Schedule(self.steps, 0, 1, seed=seed))
+        return PairedLoader(rows, None, Schedule(self.steps, 0, 1, seed=self.order_seed))
 
     def unlearning_loss(self, model: nn.Module, forget: Images | None, retain: Images | None) -> Tensor:
         assert forget is not None
