@@ -113,7 +113,7 @@ class FeatureCache:
 
     Args:
         dim (`int`): D.
-        file (`Path`): The Arrow file, should one be needed.
+        file (`Path`): The Arrow file, if one is needed.
         memory (`int`): The most bytes of features to hold in memory; 0 always writes a file. Features that stay in
             memory take twice as much for a moment in the end, while they are put together.
     """

@@ -53,7 +53,7 @@ def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor], run: d
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
             digest, stored = metadata.get("head"), json.loads(metadata["settings"])
-    except Exception as error:  # safetensors and the file system have errors of their own
+    except Exception as error:  # safetensors and the file system raise different errors
         raise CheckpointError(f"{file} holds no mask of ESC-T: {type(error).__name__}: {error}") from error
     expected = {f"{kind}.{i}": tuple(mask.shape) for kind in ("mask", "basis") for i, mask in enumerate(head.masks)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -83,7 +83,7 @@ def _digest(head: MaskedHead) -> str:
 
 
 def _diagonalises(basis: Tensor, moment: Tensor) -> bool:
-    """Whether U is orthonormal and U^T M U diagonal, up to what the features of another device differ by."""
+    """Whether U is orthonormal and U^T M U is diagonal, within the rounding of features from another device."""
     rotated = basis.T @ moment @ basis
     off = (rotated - rotated.diagonal().diag()).abs().max()
     eye = torch.eye(len(basis), dtype=basis.dtype, device=basis.device)

@@ -1,8 +1,8 @@
 """
-Unlearning by training: DELETE and the methods that ESC is compared with, each a Trainer of its own.
+Unlearning by editing weights: DELETE and the methods that ESC is compared with, each a Trainer of its own.
 
-`METHODS` is all of them that are trained, by their names on the command line; Fisher forgetting is a function,
-[`fisher_forgetting`][hf_esc.unlearning.fisher.fisher_forgetting].
+`METHODS` maps the names of these methods on the command line to their Trainers. Fisher forgetting is not trained and
+is a function, [`fisher_forgetting`][hf_esc.unlearning.fisher.fisher_forgetting].
 """
 
 from .bad_teacher import BadTeacherArguments, BadTeacherTrainer
