@@ -54,10 +54,10 @@ def cached_over_backbone(compare: Callable, runs: int) -> dict:
             args = ESCTTrainingArguments(scratch, num_train_epochs=EPOCHS, **QUIET)
             trainer = ESCTTrainer(model, args, forget_set, processing_class=processor)
             trainer.remove_callback(transformers.PrinterCallback)
-            trainer._is_forgotten = lambda: False
+            trainer._stop.is_forgotten = lambda: False
             if not cached:
                 kept = trainer.train_dataset
-                trainer.train_dataset = BackboneFeatures(kept, trainer._wrapped, pixels)
+                trainer.train_dataset = BackboneFeatures(kept, trainer._source.erased, pixels)
             output = trainer.train()
             assert output.global_step == EPOCHS * -(-len(forget_set) // 64)
             masks[cached] = (trainer.model.masks[0].detach().clone(), trainer.model.masks_in_force()[0])

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_esc.data import ImageData
 from hf_esc.data.labelled_images import file_fingerprints
 from hf_esc.errors import IncompleteErasureWarning
-from hf_esc.methods import METHODS, WEIGHTS
+from hf_esc.methods import METHODS
 
 # What [`forget`] gives to a function itself.
 _GIVEN = {"processing_class", "image_column", "label_column", "seed", "sites", "num_workers", "image_memory"}
@@ -83,7 +83,7 @@ def forget(
             run = row.load()(model, args, *sets, processing_class=processor, **columns)
             run.remove_callback(transformers.PrinterCallback)
             run.train()
-            found = run.model if row.kind == WEIGHTS else run.erased_model
+            found = run.result
         else:
             seeded = {"seed": seed} if "seed" in row.options else {}
             found = row.load()(model, *sets, processing_class=processor, **seeded, **settings, **columns)

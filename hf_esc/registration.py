@@ -1,5 +1,6 @@
 """
-Tell the Auto classes of transformers about ESC and the All-CNN, and evaluate about the metrics.
+Tell the Auto classes of transformers about ESC and the All-CNN, evaluate about the metrics, and the Trainers about the
+card.
 
 evaluate looks for a plain name in the working directory and then on the Hub; it has no entry points. With this, it
 looks in the package in between: `evaluate.load("kr_score")` gives the metric of the hf_esc that is installed, with or
@@ -76,10 +77,29 @@ def _with_ours(find: Callable) -> Callable:
     return evaluation_module_factory
 
 
+def _register_card() -> None:
+    """
+    Give the Trainers the writer of their cards.
+
+    Cards belong to the Hub's files, which import the training and not the other way round. So a Trainer leaves a place
+    for the writer. It is filled here, as this module stands above all rooms, and a user need not import any of them.
+    """
+    from .training.forgetting_trainer import ForgettingTrainer
+
+    ForgettingTrainer.write_card = staticmethod(_write_card)
+
+
+def _write_card(*args, **options) -> None:
+    from .hub.card import write_card  # it takes a second, and few runs write a card
+
+    write_card(*args, **options)
+
+
 _ACTIONS: dict[str, Callable[[], None]] = {
     "transformers.models.auto.configuration_auto": _register_configs,
     "transformers.models.auto.modeling_auto": _register_models,
     "evaluate.loading": add_metrics,
+    "hf_esc.training.forgetting_trainer": _register_card,
 }
 
 

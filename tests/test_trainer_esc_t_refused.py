@@ -50,8 +50,11 @@ def few(resnet, fashion):
         ({"feature_batch_size": 0}, "`feature_batch_size` is 1 or more"),
         ({"num_train_epochs": 0}, "`num_train_epochs` is above 0, and it is 0"),
         ({"feature_memory": -1}, "`feature_memory` 0 or more"),
-        ({"hub_strategy": "every_save"}, "(?i)`hub_strategy=.*every_save'` would push a mask in training. Use 'end'"),
-        ({"hub_strategy": "all_checkpoints"}, "would push a mask in training"),
+        (
+            {"hub_strategy": "every_save"},
+            "(?i)`hub_strategy=.*every_save'` would push a model in training, .*Use 'end'",
+        ),
+        ({"hub_strategy": "all_checkpoints"}, "would push a model in training"),
         ({"label_smoothing_factor": 0.1}, "has no use here: the loss is ESC-T's"),
         ({"fsdp": True}, "has no use here"),
     ],
@@ -63,9 +66,11 @@ def test_an_argument_that_makes_no_sense_is_refused(bad, message):
 
 
 def test_arguments_of_another_trainer_and_no_data_are_refused(resnet, few, tmp_path):
-    with pytest.raises(TypeError, match="`args` should be ESCTTrainingArguments, not TrainingArguments"):
+    with pytest.raises(
+        TypeError, match="`args` of ESCTTrainer should be ESCTTrainingArguments, not TrainingArguments"
+    ):
         ESCTTrainer(resnet, TrainingArguments(str(tmp_path), use_cpu=True), [few])
-    with pytest.raises(ForgetSetError, match="needs the images to forget, or their features, as `train_dataset`"):
+    with pytest.raises(ForgetSetError, match="needs the images to forget, or their features, as `forget_set`"):
         ESCTTrainer(resnet, arguments())
 
 

@@ -273,6 +273,7 @@ forget = fashion.select(fashion.train, [TROUSER]).select(range(100))
 settings = {"output_dir": sys.argv[1], "push_to_hub": True, "hub_model_id": "me/erased", "save_strategy": "steps"}
 trainer = made(load_classifier("embedded/resnet", device="cpu"), forget, save_steps=5, **settings)
 trainer.train()
+assert "hf_esc.hub.card" not in sys.modules  # the files of the card are imported when it is written
 trainer.push_to_hub(commit_message="erased")
 loaded = AutoModelForImageClassification.from_pretrained("me/erased")
 assert isinstance(loaded, ESCModel)

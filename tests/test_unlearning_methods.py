@@ -241,10 +241,10 @@ def test_a_processor_that_hides_the_range_of_pixels_is_refused():
             return {"pixel_values": torch.zeros(len(images), *self.left)}
 
     assert pixels_of(SimpleNamespace(main_input_name="inputs"), {"pixel_values": torch.zeros(1, 3, 2, 2)})
-    with pytest.raises(ModelError, match="Which of a, b are the pixels"):
+    with pytest.raises(ModelError, match="holds a, b, and it is unclear which are images"):
         pixels_of(SimpleNamespace(main_input_name="x"), {"a": torch.zeros(1, 3, 2, 2), "b": torch.zeros(1, 3, 2, 2)})
     blind = Blind()
-    for blind.left, message in (((3, 8, 8), "the same after Blind"), ((4, 48), "makes \\(4, 48\\) of a picture")):
+    for blind.left, message in (((3, 8, 8), "the same after Blind"), ((4, 48), "makes \\(4, 48\\) of an image")):
         with pytest.raises(ModelError, match=message):
             pixel_range(blind, tiny("vit"))
 

@@ -113,7 +113,7 @@ def test_it_loads_as_a_plain_model_to_the_same_bits(way, tmp_path):
 
 def test_nothing_is_saved_before_it_is_forgotten(tmp_path):
     trainer = made("delete", output_dir=str(tmp_path))
-    with pytest.raises(ModelError, match="Nothing is forgotten yet"):
+    with pytest.raises(ModelError, match="Nothing is erased yet"):
         trainer.save_model()
     trainer.create_model_card()
     assert not list(tmp_path.glob("*.safetensors"))
@@ -292,7 +292,7 @@ def test_a_run_that_diverges_says_so_and_leaves_its_last_good_checkpoint(tmp_pat
     assert f"The last good checkpoint is {kept}." in str(raised.value)
     loaded = AutoModelForImageClassification.from_pretrained(kept)
     assert all(torch.isfinite(value).all() for value in loaded.state_dict().values())
-    with pytest.raises(ModelError, match="Nothing is forgotten yet"):
+    with pytest.raises(ModelError, match="Nothing is erased yet"):
         trainer.save_model()
 
 
@@ -545,7 +545,7 @@ def test_a_class_that_stays_is_warned_of():
 def test_accuracies_are_in_percent_of_one_set_or_several():
     trainer = trained("delete", eval_dataset={"forget": forget_set(), "retain": retain_set()}, **SHORT)
     found = trainer.evaluate()
-    for name, images in (("forget", trainer.forget), ("retain", trainer._images_of(retain_set()))):
+    for name, images in (("forget", trainer.forget), ("retain", trainer.evaluation_set(retain_set()))):
         right = trainer.logits_of_all(trainer.model, images).argmax(1) == images.labels
         assert found[f"eval_{name}_accuracy"] == pytest.approx(100 * right.double().mean().item())
     assert trainer.evaluate(retain_set())["eval_accuracy"] == found["eval_retain_accuracy"]
@@ -556,7 +556,7 @@ def test_accuracies_are_in_percent_of_one_set_or_several():
 def test_data_sets_are_evaluated_as_batches_are():
     trainer = made("delete", tiny_vit(), labelled([1] * 6, COLOURS), scenario="images", remove_unused_columns=True)
     data = labelled([0, 1, 2, 3] * 3, COLOURS)
-    images = trainer._images_of(data)
+    images = trainer.evaluation_set(data)
     right = trainer.logits_of_all(trainer.model, images).argmax(1) == images.labels
     assert trainer.evaluate(data)["eval_accuracy"] == pytest.approx(100 * right.double().mean().item())
 

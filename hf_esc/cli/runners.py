@@ -113,4 +113,4 @@ def _trained(method: Method, arguments, original, request: Request, retain, proc
 
     trainer = training.make_trainer(method, original, arguments, request, retain, processor, logs=False)
     trainer.train()
-    return training.result_of(trainer)
+    return trainer.result

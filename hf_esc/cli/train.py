@@ -70,7 +70,7 @@ def train(context: typer.Context) -> None:
         raise OptionError(f"`--method {named}` is none that is trained. There are: {listed(_TRAINED)}.")
     if not {"--help", "-h"} & set(words) and value_of("output_dir", words) is None:
         raise OptionError("Where should the erased model go? Name a folder with `--output_dir`.")
-    from .training import make_trainer, parsed, result_of
+    from .training import make_trainer, parsed
 
     kinds: Any = (Arguments, method.load_arguments())
     arguments, training = parsed(kinds, words, method=method.name, prog="hf-esc train", description=train.__doc__)
@@ -113,7 +113,7 @@ def train(context: typer.Context) -> None:
         clock.lap("save")
     if not trainer.is_world_process_zero():
         return
-    erased = result_of(trainer)
+    erased = trainer.result
     before: Any = None
     after: Any = None
     earlier: Any = None

@@ -11,8 +11,7 @@ from typing import Any, NoReturn, get_type_hints
 from transformers import HfArgumentParser
 
 from ..errors import ModelError, OptionError
-from ..methods import WEIGHTS, Method
-from ..training.trainer_esc_t import ESCTTrainer
+from ..methods import Method
 from .progress import progress_on_stderr
 from .request import Request
 
@@ -120,12 +119,8 @@ def make_trainer(
         "image_column": request.data.image_column,
         "label_column": request.data.label_column,
     }
-    sets = [request.forget_set(), *([retain] if method.kind == WEIGHTS else [])]
-    trainer: Any = method.load()(original, args, *sets, **common)
+    if method.edits_weights:
+        common["retain_set"] = retain
+    trainer: Any = method.load()(original, args, request.forget_set(), **common)
     progress_on_stderr(trainer, logs=logs)
     return trainer
-
-
-def result_of(trainer: Any) -> Any:
-    """What a training leaves: an erased model with a projection, or the model whose weights were edited."""
-    return trainer.erased_model if isinstance(trainer, ESCTTrainer) else trainer.model

@@ -1,1 +1,1 @@
-"""What every training to forget shares, and ESC-T, which trains a mask."""
+"""What all trainings share that make a model forget, and ESC-T, which trains a mask."""

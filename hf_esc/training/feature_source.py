@@ -1,4 +1,4 @@
-"""Where the features of ESC-T come from: images through a wrapped copy of the model, or features that are given."""
+"""Where ESC-T gets its features: from images, through a wrapped copy of the model, or from features that are given."""
 
 # Shapes: D feature dimensions, those of all site groups side by side, S sites.
 
@@ -41,9 +41,9 @@ class FeatureSource:
         sites (`Sequence[SiteGroup]`, *optional*): Where the head reads features; found by tracing otherwise.
 
     Attributes:
-        erased ([`ESCModel`]): The wrapped copy of `model`, there from the first features on.
-        processor: The image processor, None where none was needed or found.
-        given (`bool`): Whether features were taken as they were given.
+        erased ([`ESCModel`]): The wrapped copy of `model`; it exists once features were computed.
+        processor: The image processor; None if none was needed or found.
+        given (`bool`): Whether a data set held features, and not images.
     """
 
     erased: ESCModel
@@ -75,8 +75,8 @@ class FeatureSource:
         All features of a data set, and [`head_weights`].
 
         Args:
-            dataset: As `train_dataset` of [`ESCTTrainer`].
-            file (`Path`): An Arrow file, should one be needed.
+            dataset: As `forget_set` of [`ESCTTrainer`].
+            file (`Path`): Where features that need too much memory are written.
         """
         if isinstance(dataset, ForgetFeatures):
             return self._given(dataset.batches(), file)
@@ -110,7 +110,7 @@ class FeatureSource:
     def _from_images(self, dataset: Any, file: Path) -> tuple[ForgetFeatures, Tensor | None]:
         if isinstance(dataset, datasets.Dataset) and not len(dataset):
             raise ForgetSetError(NOTHING_TO_FORGET)
-        self._wrap([self._picture()])  # a process can have no image of its own to find the head with
+        self._wrap([self._picture()])  # a process without an image of its own has to find the head, too
         state = PartialState()
         return self._collected(self._batches(dataset, (state.process_index, state.num_processes)), file)
 
@@ -134,7 +134,7 @@ class FeatureSource:
             if sum(len(group.modules) for group in self.groups) > 1:
                 raise
             return cache.finish(), torch.ones(1)
-        # Whether the head can be run on features alone shows on any picture.
+        # Any image shows whether the head can be run on features alone.
         [batch] = stream_features(self.erased.model, self.groups, [picture])
         return cache.finish(), head_weights(self.erased.model, self.groups, batch)
 
@@ -152,7 +152,7 @@ class FeatureSource:
         return picture_batch(self.processor, image_channels(self.model.config))
 
     def _wrap(self, batches: Iterable[Batch]) -> Iterable[Batch]:
-        """Wrap the model, its head found with the first of `batches`, and give all of them back."""
+        """Wrap the model, whose head is found with the first batch, and return all batches."""
         if not hasattr(self, "erased"):
             self.erased, batches = wrapped_copy(self.model, batches, self.sites)
             self.erased.to(self.args.device)  # type: ignore[arg-type]

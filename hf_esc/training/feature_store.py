@@ -1,32 +1,32 @@
-"""The features of the forget set, taken once and kept: in memory, or in an Arrow file where they outgrow it."""
+"""The features of the forget set, computed once and kept in memory, or in an Arrow file where they need too much."""
 
 # Shapes: N forget images, B of them in a batch, D feature dimensions, those of all site groups side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets.arrow_writer import ArrowWriter
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from ..data.batches import Batch
 from ..erasure.statistics import check_labels
 from ..errors import ForgetSetError, HfEscError, LabelError, NonFiniteError
 from ..features.head import head_weights
+from ..features.moments import SecondMoment
 from ..features.sites import SiteGroup
 from ..features.stream import FeatureBatch, stream_features
 from ..modeling.modeling_esc import ESCModel
+from .epochs import EpochLoader, EpochSampler
 
-# Rows of the Arrow file that are written, and read back for a pass over all, at a time.
+# How many rows of the Arrow file are written at a time, and read at a time in a pass over all.
 _ROWS = 1024
 
 
@@ -66,56 +66,45 @@ class ForgetFeatures(torch.utils.data.Dataset):
         for start in range(0, len(self), size):
             yield self.__getitems__(list(range(start, min(start + size, len(self)))))
 
+    def second_moments(self, dims: Sequence[int], device: torch.device) -> list[Tensor]:
+        """The second moment `(d_g, d_g)` of each part of the features, which are `dims` wide."""
+        moments = [SecondMoment(dim, device) for dim in dims]
+        for batch in self.batches():
+            for moment, z in zip(moments, batch["features"].to(device).split(list(dims), dim=1), strict=True):
+                moment.update(z)
+        return [moment.matrix for moment in moments]
 
-class SharesLoader(DataLoader):
+
+class SharesLoader(EpochLoader):
     """
     Batches of features for one of several processes: its share of each global batch of a seeded permutation.
 
-    All processes have equally many batches, and no row is repeated to make it so: the last share of an epoch can be
-    smaller than that of another process, or empty.
+    All processes have equally many batches, and no row is repeated for that: the last share of an epoch can be smaller
+    than that of another process, or empty.
 
     Args:
         features ([`ForgetFeatures`]): What to draw from.
         batch_size (`int`): Rows of a share; a global batch has `processes` times as many.
-        index, processes (`int`): Which process of how many this is.
-        seed (`int`): Seed of the permutation, one for each epoch.
+        index, processes, seed (`int`): As in [`EpochSampler`].
     """
 
     def __init__(self, features: ForgetFeatures, batch_size: int, index: int, processes: int, *, seed: int):
-        self.shares = _Shares(len(features), batch_size, index, processes, seed)
-        super().__init__(features, batch_sampler=self.shares, collate_fn=as_it_is)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw another permutation."""
-        self.shares.epoch = epoch
+        super().__init__(features, _Shares(len(features), batch_size, index, processes, seed))
 
 
-class _Shares(Sampler[list[int]]):
+class _Shares(EpochSampler):
     def __init__(self, rows: int, batch_size: int, index: int, processes: int, seed: int):
+        super().__init__(index, processes, seed)
         self.rows = rows
         self.global_size = batch_size * processes
-        self.index = index
-        self.processes = processes
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return -(-self.rows // self.global_size)
 
-    def __iter__(self):
-        # Not the sum: the second epoch of one seed would be the first of the next.
-        seed = int(np.random.SeedSequence([self.seed, self.epoch]).generate_state(1)[0])
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(self.rows, generator=self.generator(self.epoch))
         for batch in order.split(self.global_size):
-            yield batch[self.index :: self.processes].tolist()
-
-
-def as_it_is(batch: Any) -> Any:
-    """The collator of [`ForgetFeatures`], which give whole batches."""
-    return batch
+            yield self.share(batch.tolist())
 
 
 class FeatureCache:
@@ -124,9 +113,9 @@ class FeatureCache:
 
     Args:
         dim (`int`): D.
-        file (`Path`): The Arrow file, should one be needed.
-        memory (`int`): The most bytes of features to hold in memory; 0 for a file in any case. While they are put
-            together in the end, twice as many.
+        file (`Path`): The Arrow file, if one is needed.
+        memory (`int`): The most bytes of features to hold in memory; 0 always writes a file. Features that stay in
+            memory take twice as much for a moment in the end, while they are put together.
     """
 
     def __init__(self, dim: int, file: Path, memory: int):
@@ -157,7 +146,7 @@ class FeatureCache:
         self._buffer.clear()
 
     def finish(self) -> ForgetFeatures:
-        """What was collected."""
+        """All features that were added."""
         labels = torch.cat(self._labels) if self._labels else torch.empty(0, dtype=torch.long)
         if self._writer is None:
             features: Any = torch.cat(self._buffer) if self._buffer else torch.empty(0, self.dim)
@@ -170,14 +159,15 @@ class FeatureCache:
 
 def collect_features(model: ESCModel, batches: Iterable[Batch], cache: FeatureCache) -> Tensor | None:
     """
-    One pass of images through `model`, each feature as it reaches the head now, after the projections so far.
+    Run images through `model` once, and keep each feature as it reaches the head, after the projections so far.
 
-    Where several processes run, each takes every so-many-th batch, and every one of them gets all features, in the
-    order of the batches: the same, bit for bit, as one process alone.
+    Where several processes run, process i of n runs batches i, i + n, i + 2n, … Every process gets all features in the
+    order of the batches: bit for bit those that one process alone gets.
 
     Args:
         model ([`ESCModel`]): In eval mode.
-        batches (`Iterable[dict[str, torch.Tensor]]`): This process's batches, with labels: every so-many-th.
+        batches (`Iterable[dict[str, torch.Tensor]]`): This process's batches, with labels, as [`own_batches`]
+            selects them.
         cache ([`FeatureCache`]): Takes the features.
 
     Returns:
@@ -204,7 +194,7 @@ def collect_features(model: ESCModel, batches: Iterable[Batch], cache: FeatureCa
         except Exception as error:
             if state.num_processes == 1:
                 raise
-            # The others wait for this process, and would wait for ever.
+            # Send the error to all processes: the others wait for this one, and would wait forever.
             part = error if isinstance(error, HfEscError) else RuntimeError(f"{type(error).__name__}: {error}")
         parts = [part] if state.num_processes == 1 else gather_object([part])
         for part in parts:
@@ -230,14 +220,14 @@ def _checked(batch: FeatureBatch, number: int, num_labels: int | None) -> tuple[
 
 
 def own_batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """This process's part of `batches`: every so-many-th."""
+    """This process's part of `batches`: process i of n takes batches i, i + n, i + 2n, …"""
     state = PartialState()
     return islice(batches, state.process_index, None, state.num_processes)
 
 
 def given_features(batches: Iterable[Batch], dim: int, num_labels: int | None, cache: FeatureCache) -> None:
     """
-    Take over features that somebody else computed.
+    Add features that were computed elsewhere.
 
     Args:
         batches (`Iterable[dict[str, torch.Tensor]]`): `features` `(B, D)` as they reach the head, and `labels` `(B,)`.

@@ -1,4 +1,4 @@
-"""Masks in training, saved and taken up again, and refused where they belong to another model."""
+"""Saves masks in training and loads them again; masks of another model or run are refused."""
 
 from __future__ import annotations
 
@@ -15,44 +15,45 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..modeling.factors import TOLERANCE
+from .checkpoints import refuse_another_run
 from .masked_head import MaskedHead
 
 _FILE = "mask.safetensors"
 
 
-def save_masks(folder: Path, head: MaskedHead, settings: dict[str, Any]) -> None:
-    """Write masks and bases, with a digest of the head that they are trained for and the settings of the training."""
+def save_masks(folder: Path, head: MaskedHead, run: dict[str, Any]) -> None:
+    """Write masks and bases, with a digest of the head that they are trained for, and what the run is."""
     tensors = {f"mask.{index}": mask.detach() for index, mask in enumerate(head.masks)}
     tensors |= {f"basis.{index}": basis for index, basis in enumerate(head.bases)}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
         {name: tensor.cpu().contiguous() for name, tensor in tensors.items()},
         folder / _FILE,
-        metadata={"format": "pt", "head": _digest(head), "settings": json.dumps(settings)},
+        metadata={"format": "pt", "head": _digest(head), "settings": json.dumps(run)},
     )
 
 
 @torch.no_grad()
-def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor], settings: dict[str, Any]) -> None:
+def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor], run: dict[str, Any]) -> None:
     """
-    Take over masks and bases.
+    Load the masks and bases of a checkpoint into a head. Nothing is loaded where an error is raised.
 
     Args:
         folder (`Path`): A checkpoint.
-        head ([`MaskedHead`]): What takes them.
+        head ([`MaskedHead`]): The head to load them into.
         moments (`Sequence[torch.Tensor]`): The second moments `(d_g, d_g)` of the forget features at hand.
-        settings (`dict`): Of the training at hand, which have to be those of the checkpoint.
+        run (`dict`): What the run at hand is, as [`ForgettingTrainer.run`] says. The checkpoint has to be of this run.
 
     Raises:
-        CheckpointError: If there are none, they belong to another model or forget set, or settings differ.
+        CheckpointError: If there are none, or they belong to another model, forget set or run.
     """
     file = folder / _FILE
     try:
         state = load_file(file)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata() or {}
-            digest, trained_with = metadata.get("head"), json.loads(metadata["settings"])
-    except Exception as error:  # safetensors and the file system have errors of their own
+            digest, stored = metadata.get("head"), json.loads(metadata["settings"])
+    except Exception as error:  # safetensors and the file system raise different errors
         raise CheckpointError(f"{file} holds no mask of ESC-T: {type(error).__name__}: {error}") from error
     expected = {f"{kind}.{i}": tuple(mask.shape) for kind in ("mask", "basis") for i, mask in enumerate(head.masks)}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -67,37 +68,14 @@ def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor], settin
             raise CheckpointError(
                 f"{file} is a mask for other images or another backbone: its basis is not that of these features."
             )
-    for name, value in settings.items():
-        if trained_with.get(name) != value:
-            raise CheckpointError(
-                f"{file} was trained with other `{name}`"
-                + ("; the images or their order differ." if name == "labels" else f": {trained_with.get(name)!r}.")
-                + " A run goes on with the settings that it began with."
-            )
+    refuse_another_run(folder, stored, run)
     for index, mask in enumerate(head.masks):
         mask.copy_(state[f"mask.{index}"])
         head.bases[index].copy_(state[f"basis.{index}"])
 
 
-def last_checkpoint(folder: Path) -> str:
-    """
-    The last checkpoint in a folder that was written to its end.
-
-    Raises:
-        CheckpointError: If there is none.
-    """
-    found = {
-        int(path.name.removeprefix("checkpoint-")): path
-        for path in folder.glob("checkpoint-*")
-        if path.name.removeprefix("checkpoint-").isdigit() and (path / "trainer_state.json").is_file()
-    }
-    if not found:
-        raise CheckpointError(f"There is no checkpoint in {folder} to go on from.")
-    return str(found[max(found)])
-
-
 def _digest(head: MaskedHead) -> str:
-    """Of the weights of the head, and of what is erased behind the mask."""
+    """A fingerprint of the weights of the head, and of what is erased behind the mask."""
     digest = hashlib.sha256()
     for tensor in [*head.heads.state_dict().values(), *head.after.state_dict().values()]:
         digest.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -105,7 +83,7 @@ def _digest(head: MaskedHead) -> str:
 
 
 def _diagonalises(basis: Tensor, moment: Tensor) -> bool:
-    """Whether U is orthonormal and U^T M U diagonal, up to what the features of another device differ by."""
+    """Whether U is orthonormal and U^T M U is diagonal, within the rounding of features from another device."""
     rotated = basis.T @ moment @ basis
     off = (rotated - rotated.diagonal().diag()).abs().max()
     eye = torch.eye(len(basis), dtype=basis.dtype, device=basis.device)

@@ -1,4 +1,4 @@
-"""The head of a frozen classifier behind trainable masks: all of the model that a step of ESC-T needs."""
+"""The head of a frozen classifier behind trainable masks: the only part of the model that a step of ESC-T needs."""
 
 # Shapes: B images, D feature dimensions, those d_g of all site groups side by side, S sites, C classes.
 
@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from ..errors import MaskError
 from ..features.head import apply_sites, site_modules
 from ..features.sites import SiteGroup
 from ..modeling.factors import LowRankFactor
@@ -21,7 +22,7 @@ from ..modeling.factors import LowRankFactor
 
 class MaskedHead(nn.Module):
     r"""
-    \(f'(x) = g(U_M U_M^\top z)\) on features z, \(U_M = U \odot M\), with the masks M as its only parameters.
+    The head \(f'(x) = g(U_M U_M^\top z)\) on features z, \(U_M = U \odot M\), with the masks M as its only parameters.
 
     In training mode M is what is being trained. In eval mode it is the mask *in force*, the one that the erased model
     gets: binarised, \(M_R = 1[M > \tau]\), unless `threshold` is False.
@@ -29,7 +30,7 @@ class MaskedHead(nn.Module):
     Args:
         model (`PreTrainedModel`): The classifier, whose heads are copied.
         groups (`Sequence[SiteGroup]`): Where they read features.
-        weights (`torch.Tensor` of shape `(S,)`): How the logits are made of the heads' outputs, from [`head_weights`].
+        weights (`torch.Tensor` of shape `(S,)`): Weights of the heads' outputs in the logits, from [`head_weights`].
         bases (`Sequence[torch.Tensor]`): U `(d_g, d_g)` of each group.
         after (`Sequence[Tensor]`): For each group directions `(d_g, k)` that stay projected out behind the mask.
         tau (`float`): τ.
@@ -88,13 +89,13 @@ class MaskedHead(nn.Module):
         """
         Args:
             features (`torch.Tensor` of shape `(B, D)`): As they reach the head.
-            masks (`Sequence[Tensor]`, *optional*): `(d_g, d_g)` each; none are applied without.
+            masks (`Sequence[Tensor]`, *optional*): `(d_g, d_g)` each. The features stay as they are by default.
 
         Returns:
-            `torch.Tensor` of shape `(B, C)`: float32. Under autocast the heads run in its precision; the masks never
-                do.
+            `torch.Tensor` of shape `(B, C)`: float32. Under autocast the heads run in its precision, and the masks
+                stay in float32.
         """
-        with torch.autocast(features.device.type, enabled=False):  # the mask is not for half precision
+        with torch.autocast(features.device.type, enabled=False):  # half precision would round the mask away
             parts = list(features.float().split([group.dim for group in self.groups], dim=1))
             if masks is not None:
                 for index, (mask, basis) in enumerate(zip(masks, self.bases, strict=True)):
@@ -108,8 +109,8 @@ class MaskedHead(nn.Module):
     @torch.no_grad()
     def still_right(self, features: Tensor, labels: Tensor, *, trained: bool = False) -> Tensor:
         """
-        Which images are classified as their labels say, `(B,)`: with the masks in force, or (`trained`) those being
-        trained.
+        Which images are classified as their labels say, `(B,)`: with the masks in force, or with those being trained
+        (`trained`).
         """
         masks = list(self.masks) if trained else self.masks_in_force()
         return self.logits(features, masks).argmax(dim=1) == labels
@@ -134,17 +135,17 @@ class MaskedHead(nn.Module):
         row = labels[:, None]
         others = logits.scatter(1, row, -torch.inf).logsumexp(dim=1)
         entropy = functional.softplus(others - logits.gather(1, row)[:, 0])
-        # A product, not a selection: where nothing is chosen, there is still a gradient (zero) to be averaged.
+        # A product and not a selection, so that processes with no chosen image have a gradient (zero) to average.
         counted = torch.ones_like(entropy) if chosen is None else chosen.to(entropy)
         return ModelOutput(loss=-(entropy * counted).sum(), logits=logits)
 
 
 def erased_span(factors: Iterable[Any]) -> Tensor:
     """
-    What low-rank factors have projected out so far, orthonormal `(d, k)`.
+    The directions that low-rank factors have projected out so far, orthonormal `(d, k)`.
 
-    A mask is no projection, and mixes directions: behind it, these are projected out once more, or a part of what was
-    erased before would come back.
+    A mask mixes directions, as it is no projection. So the directions are projected out a second time behind it, or a
+    part of what was erased before would come back.
     """
     bases = [factor.basis for factor in factors if factor.joins]
     if not bases:
@@ -170,8 +171,31 @@ def clamp(masks: Sequence[Tensor]) -> None:
         mask.clamp_(0, 1)
 
 
+def refuse_useless(masks: Sequence[Tensor], steps: int) -> None:
+    """Raise a [`MaskError`] where a mask in force is one of ones, which erases nothing, or one of zeros."""
+    for index, mask in enumerate(masks):
+        if mask.any() and not (mask == 1).all():
+            continue
+        if not mask.any():
+            what = (
+                "zeros: it leaves no feature. Train more gently: a smaller `learning_rate` or `tau`, or no "
+                "`learning_rate`"
+            )
+        elif len(masks) == 1:
+            what = (
+                "ones: it erases nothing. Train for more epochs, a larger `learning_rate` or `tau`, or no "
+                "`learning_rate`"
+            )
+        else:
+            what = (
+                "ones: these features would stay as they are, whatever the other heads forget. Try a larger `tau`, or "
+                "`erase` (ESC), which takes directions of each head's features"
+            )
+        raise MaskError(f"After {steps} steps, mask {index} of {len(masks)} is one of {what}.")
+
+
 def _bare_copy(module: nn.Module) -> nn.Module:
-    """A copy without hooks: the projection in front of the head has acted already."""
+    """A copy without hooks: the features at hand have passed the projection in front of the head already."""
     copied = copy.deepcopy(module)
     copied._forward_pre_hooks.clear()
     copied._forward_hooks.clear()

@@ -19,8 +19,8 @@ class SafetensorsTrainer(Trainer):
     """
     A Trainer that writes optimizer, schedule, gradient scaler and random states to safetensors and JSON.
 
-    transformers pickles all of these, and what lies on the Hub or in a shared folder should not be unpickled. A run
-    that goes on does so with the weights of its checkpoint, whatever they are called there.
+    transformers pickles all of these, and a pickle from the Hub or a shared folder can run any code. A run that goes
+    on takes the weights of its checkpoint, also where these are stored under other names.
     """
 
     optimizer: Any
@@ -29,7 +29,7 @@ class SafetensorsTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir or ".")
-        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle that nothing reads
+        (folder / "training_args.bin").unlink(missing_ok=True)  # a pickle, and nothing reads it
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
@@ -49,8 +49,8 @@ class SafetensorsTrainer(Trainer):
             return
         if not file.is_file():
             warnings.warn(
-                f"{checkpoint} was saved with `save_only_model`: optimizer and schedule begin anew, and the run need "
-                "not come to what it would have come to.",
+                f"{checkpoint} was saved with `save_only_model`: optimizer and schedule begin anew, and the result "
+                "can differ from that of a run without an interruption.",
                 stacklevel=2,
             )
             return
@@ -61,7 +61,7 @@ class SafetensorsTrainer(Trainer):
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def _save_scaler(self, output_dir: str) -> None:
-        pass  # with the optimizer
+        pass  # it is saved with the optimizer
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         pass
@@ -89,9 +89,9 @@ class SafetensorsTrainer(Trainer):
         """
         Load weights as `from_pretrained` does.
 
-        transformers writes the weights of some architectures (ViT) under the names of earlier versions. The Trainer's
-        own loading takes the names in the file as they are: it leaves the weights as they were initialised, warns, and
-        goes on.
+        transformers writes the weights of some architectures (ViT) under the names of earlier versions. The Trainer
+        itself takes the names in the file as they are: it leaves the weights as they were initialised, warns, and goes
+        on.
         """
         target: Any = self.model if model is None else model
         stored, info = type(target).from_pretrained(resume_from_checkpoint, output_loading_info=True)

@@ -1,4 +1,4 @@
-"""Steps of forget and retain images: which rows each one takes, and each process's share of it."""
+"""Which forget and retain images each step of an unlearning method takes, and each process's share of them."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
 
 from ..data.labelled_images import LabelledImages
+from .epochs import EpochLoader, EpochSampler
 
-# The rows of the forget set and of the retain set that one step takes, either of which can be none.
+# The rows of the forget set and of the retain set that one step takes. Either can be empty.
 Step = tuple[Tensor, Tensor]
 NOTHING = torch.empty(0, dtype=torch.long)
 
 
 def shuffled(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """All rows once, in batches of which the last may be smaller."""
+    """All rows once, in random order. The last batch can be smaller."""
     return list(torch.randperm(rows, generator=generator).split(batch_size))
 
 
@@ -30,7 +29,7 @@ def alone(batches: list[Tensor], *, forget: bool) -> list[Step]:
 
 
 def paired(forget: list[Tensor], retain: list[Tensor]) -> list[Step]:
-    """Steps of both sides: as many as the longer side has batches, and the shorter side goes round."""
+    """Steps of both sides: as many as the longer side has batches. The shorter side starts over when it ends."""
     if len(forget) < len(retain):
         return list(zip(cycle(forget), retain, strict=False))
     return list(zip(forget, cycle(retain), strict=False))
@@ -44,18 +43,17 @@ def mixed(forget: int, retain: int, batch_size: int, generator: torch.Generator)
     ]
 
 
-class Schedule(Sampler[list[tuple[bool, int]]]):
+class Schedule(EpochSampler):
     """
     The steps of each epoch, as this process's rows: `(True, row)` of the forget set, `(False, row)` of the retain set.
 
-    Every process has an equal share of each step, and none is empty where the step is not: a share that would be
-    smaller than the others takes rows of the step's beginning once more. It is a share of each side, unless both are
+    Every process has an equal share of each step, which is empty only where the step is: where the rows do not go
+    round, rows from the step's beginning are taken a second time. Each side is shared out by itself, unless both are
     shuffled together.
 
     Args:
         steps (`Callable`): From an epoch and a generator to the steps of that epoch, of all processes together.
-        index, processes (`int`): Which process of how many this is.
-        seed (`int`): Of the generator, one for each epoch.
+        index, processes, seed (`int`): As in [`EpochSampler`].
         together (`bool`, defaults to `False`): Share out the rows of both sides as one.
     """
 
@@ -68,28 +66,19 @@ class Schedule(Sampler[list[tuple[bool, int]]]):
         seed: int,
         together: bool = False,
     ):
+        super().__init__(index, processes, seed)
         self.steps = steps
         self.together = together
-        self.index = index
-        self.processes = processes
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the steps of another epoch."""
-        self.epoch = epoch
 
     def of(self, epoch: int) -> list[Step]:
         """The steps of an epoch."""
-        # Not the sum: the second epoch of one seed would be the first of the next.
-        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
-        return self.steps(epoch, torch.Generator().manual_seed(seed))
+        return self.steps(epoch, self.generator(epoch))
 
     def __len__(self) -> int:
         return len(self.of(0))
 
     def position(self, step: int) -> tuple[int, int]:
-        """Epoch and step within it of step `step`, counted from 0: epochs need not be of a length."""
+        """Epoch and step within it of step `step`, counted from 0. Epochs can differ in length."""
         epoch = 0
         while step >= (length := len(self.of(epoch))):
             step -= length
@@ -106,11 +95,7 @@ class Schedule(Sampler[list[tuple[bool, int]]]):
         for forget, retain in self.of(self.epoch):
             sides = [[(True, row) for row in forget.tolist()], [(False, row) for row in retain.tolist()]]
             parts = [sides[0] + sides[1]] if self.together else sides
-            yield [row for part in parts for row in self._share(part)]
-
-    def _share(self, rows: list[tuple[bool, int]]) -> list[tuple[bool, int]]:
-        even = -(-len(rows) // self.processes)
-        return (rows * self.processes)[: even * self.processes][self.index :: self.processes]
+            yield [row for part in parts for row in self.share(part, even=True)]
 
 
 class _Both(torch.utils.data.Dataset):
@@ -127,34 +112,18 @@ class _Both(torch.utils.data.Dataset):
         return batch
 
 
-class PairedLoader(DataLoader):
+class PairedLoader(EpochLoader):
     """
     Batches `{"forget": …, "retain": …}`, of which a step can lack one, each as [`LabelledImages`] gives it.
 
     Args:
         forget, retain ([`LabelledImages`], *optional*): What to draw from.
         schedule ([`Schedule`]): What to draw.
-        num_workers (`int`, defaults to 0): Processes that read images.
+        num_workers (`int`, defaults to 0): How many processes read the images.
     """
 
     def __init__(
         self, forget: LabelledImages | None, retain: LabelledImages | None, schedule: Schedule, num_workers: int = 0
     ):
         self.schedule = schedule
-        own: Any = torch.Generator()  # nothing is drawn, and yet a loader would take a seed from the caller's
-        super().__init__(
-            _Both(forget, retain),
-            batch_sampler=schedule,
-            collate_fn=as_it_is,
-            num_workers=num_workers,
-            generator=own,
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the steps of another epoch."""
-        self.schedule.set_epoch(epoch)
-
-
-def as_it_is(batch: Any) -> Any:
-    """The collator of data sets that give whole batches."""
-    return batch
+        super().__init__(_Both(forget, retain), schedule, num_workers)

@@ -1,4 +1,4 @@
-"""The state of a training run in a file without pickle: tensors in safetensors, the rest as JSON beside them."""
+"""The state of a training run in one file without pickle: tensors as safetensors, all else as JSON in its header."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_state(file: Path, state: Any) -> None:
     Write nested dicts, lists and tuples of tensors, arrays, numbers, strings and None to a safetensors file.
 
     Raises:
-        TypeError: If there is something else in it.
+        TypeError: If the state holds anything else.
     """
     tensors: dict[str, torch.Tensor] = {}
     text = json.dumps(_encode(state, tensors))
@@ -32,13 +32,13 @@ def load_state(file: Path) -> Any:
     Read what [`save_state`] wrote.
 
     Raises:
-        CheckpointError: If it is no such file.
+        CheckpointError: If the file is none that `save_state` wrote.
     """
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a dict)
             return _decode(json.loads(opened.metadata()["state"]), tensors)
-    except Exception as error:  # safetensors, JSON and the file system have errors of their own
+    except Exception as error:  # safetensors, JSON and the file system raise different errors
         raise CheckpointError(f"{file} is no state of a training run: {type(error).__name__}: {error}") from error
 
 

@@ -1,9 +1,9 @@
 """
-Unlearning by training: DELETE and the methods that ESC is compared with, each a Trainer with arguments of its own, and
-Fisher forgetting, a function.
+Unlearning by editing weights: DELETE and the methods that ESC is compared with, each a Trainer of its own, and Fisher
+forgetting, which is not trained and is a function.
 
 The names are those of the table in [`hf_esc.methods`][hf_esc.methods.Method], imported when they are first used.
-`METHODS` has the Trainers by their names on the command line.
+`METHODS` maps the names of the trained methods on the command line to their Trainers.
 """
 
 import importlib

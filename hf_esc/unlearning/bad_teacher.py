@@ -1,4 +1,4 @@
-"""Bad teacher: a random network teaches the forget images, the original a part of the retain images."""
+"""Bad teacher: a random network teaches on the forget images, and the original on a part of the retain images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BadTeacherArguments(UnlearningArguments):
     Reference settings: one epoch of Adam, learning rate 1e-4, batch 256, 30 % of the retain images.
 
     Args:
-        retain_share (`float`, defaults to 0.3): Share of the retain images that is trained on, drawn with `seed`.
+        retain_share (`float`, defaults to 0.3): Share of the retain images to train on, drawn with `seed`.
         temperature (`float`, defaults to 1): T of the distributions.
     """
 
@@ -57,9 +57,9 @@ class BadTeacherTrainer(UnlearningTrainer):
     arguments = BadTeacherArguments
 
     def prepare(self) -> None:
-        """What the bad teacher says of each forget image, and which retain images are trained on."""
+        """Compute the bad teacher's logits for the forget images, and draw the retain images to train on."""
         assert self.retain is not None
-        # It has to differ from a start that may have had the same seed.
+        # With the same seed, the bad teacher could be the network that the original was trained from.
         self.bad_logits = self.logits_of_all(random_network(self.teacher, self.args.seed + 1), self.forget)
         kept = max(1, round(self.args.retain_share * len(self.retain)))
         self.retain = self.retain.part(torch.randperm(len(self.retain), generator=self.generator)[:kept].sort().values)

@@ -46,15 +46,15 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
     \[L = \mathrm{CE}(f(x), \hat y), \qquad \hat y = \arg\max_{c \ne y} f_0(x')_c, \qquad
     x' = \mathrm{clip}_{[0, 1]}(x + \varepsilon\,\mathrm{sign}\,\nabla_x \mathrm{CE}(f_0(x), y))\]
 
-    with pixels x from 0 to 1: the step and the range are those after the image processor, which is asked. An
-    attack that fails would teach y again, so y is left out of the argmax (with `mask="all"` each class in the forget
-    set). The attack is one on the original, so it is made once.
+    with pixels x from 0 to 1: step and range are scaled to the pixels that the image processor makes. An attack that
+    fails would teach y again, so y is left out of the argmax (with `mask="all"`, every class in the forget set is).
+    Each image is attacked once, as the attack is one on the original.
 
     Source: Chen et al., arXiv 2303.11570 (CVPR 2023). Data: forget. Arguments: [`BoundaryShrinkArguments`], and those
     of [`UnlearningTrainer`].
 
     Raises:
-        ModelError: If there is no image processor, or it does not keep pixels as such.
+        ModelError: If there is no image processor, or its output is no image.
     """
 
     method = "boundary-shrink"
@@ -74,7 +74,7 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
         self.failed_attacks = failed / len(self.forget)
 
     def _attacked(self, inputs: dict[str, Tensor], labels: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """The original's logits `(B, C)` for images one step up their loss."""
+        """The original's logits `(B, C)` for attacked images: one step along the sign of the loss's gradient."""
         name = self._pixels
         x = inputs[name].detach().requires_grad_(True)
         low, high = (bound.to(x.device, x.dtype) for bound in (low, high))
@@ -93,32 +93,34 @@ class BoundaryShrinkTrainer(UnlearningTrainer):
         return functional.cross_entropy(logits, self.nearest[forget["rows"].cpu()].to(logits.device))
 
     def settings(self) -> dict[str, Any]:
-        """And how many attacks failed."""
+        """Adds the share of attacks that failed."""
         return super().settings() | {"failed_attacks": self.failed_attacks}
 
 
 def pixels_of(model: Any, batch: Mapping[str, Tensor]) -> str:
-    """Which tensor of a batch is the images: a model's main input can have another name than a processor gives it."""
+    """The name of the images in a batch. The model's main input and the processor's output can differ in name."""
     if model.main_input_name in batch:
         return model.main_input_name
     images = [name for name, value in batch.items() if value.is_floating_point() and value.dim() == 4]
     if len(images) != 1:
-        raise ModelError(f"Which of {', '.join(batch)} are the pixels for {type(model).__name__} cannot be told.")
+        raise ModelError(
+            f"A batch for {type(model).__name__} holds {', '.join(batch)}, and it is unclear which are images."
+        )
     return images[0]
 
 
 def pixel_range(processor: Any, model: Any) -> tuple[Tensor, Tensor]:
     """
-    What black and white pixels are after an image processor, each `(c, 1, 1)`.
+    The values of black and of white pixels after an image processor, each `(c, 1, 1)`.
 
-    It is asked with a black and a white picture: processors rescale and normalise in more ways than one.
+    Processors rescale and normalise in many ways, so a black and a white image are processed to find out.
 
     Raises:
-        ModelError: If there is no processor, or both pictures are the same to it.
+        ModelError: If there is no processor, or both images are the same after it.
     """
     if processor is None:
         raise ModelError(
-            f"{type(model).__name__} has no image processor, which tells what pixels from 0 to 1 are after "
+            f"{type(model).__name__} has no image processor, which is needed to know the range of pixels after "
             "preprocessing. Give it as `processing_class`."
         )
     mode = "L" if image_channels(model.config) == 1 else "RGB"
@@ -127,14 +129,14 @@ def pixel_range(processor: Any, model: Any) -> tuple[Tensor, Tensor]:
     ends = given[pixels_of(model, given)].float()
     if ends.dim() != 4:
         raise ModelError(
-            f"{type(processor).__name__} makes {tuple(ends.shape[1:])} of a picture, and the attack moves the pixels "
+            f"{type(processor).__name__} makes {tuple(ends.shape[1:])} of an image, and the attack moves the pixels "
             "of `(c, H, W)`."
         )
-    middle = ends[:, :, ends.shape[2] // 2, ends.shape[3] // 2]  # what is padded stands at the edges
+    middle = ends[:, :, ends.shape[2] // 2, ends.shape[3] // 2]  # padding is at the edges
     low, high = middle.amin(dim=0)[:, None, None], middle.amax(dim=0)[:, None, None]
     if not (torch.isfinite(middle).all() and (low < high).all()):
         raise ModelError(
-            f"Black and white pixels are the same after {type(processor).__name__}: it hides their range."
+            f"Black and white pixels are the same after {type(processor).__name__}, so their range cannot be told."
         )
     return low, high
 

@@ -1,4 +1,4 @@
-"""What has to be so before and after unlearning, whatever the method."""
+"""Checks before and after unlearning that do not depend on the method."""
 
 # Shapes: N forget images, C classes.
 
@@ -11,17 +11,45 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..data.labelled_images import LabelledImages
+from ..data.labelled_images import LabelledImages, labelled_images
 from ..erasure.wrapping import copy_of_model
-from ..errors import ForgetSetError, ModelError
+from ..errors import ModelError
+from ..features.sites import evaluating
+from ..features.stream import model_inputs
 from ..ledger.record import Unchanged, refuse_all_classes, refuse_forgotten, warn_if_incomplete
 from ..modeling.configuration_esc import is_erased
+from ..modeling.outputs import logits_of
+from ..training.forgetting_trainer import nothing_to_forget
+
+
+def read_sets(
+    model: PreTrainedModel, forget_set: Any, retain_set: Any, processor: Any, scenario: str, **options: Any
+) -> tuple[LabelledImages, LabelledImages | None, Any]:
+    """
+    The forget images, the retain images where there are any, and the image processor.
+
+    Args:
+        model (`PreTrainedModel`): The classifier that the images are for.
+        forget_set, retain_set: As [`labelled_images`] takes them; the retain set can be None.
+        processor (*optional*): The image processor; that of `model` by default.
+        scenario (`str`): `"classes"` or `"images"`.
+        options: Columns and memory, as [`labelled_images`] takes them.
+
+    Raises:
+        ForgetSetError, LabelError: As [`labelled_images`] and [`check_sets`] do.
+    """
+    forget, processor = labelled_images(model, forget_set, processor, **options)
+    retain = None
+    if retain_set is not None:
+        retain, processor = labelled_images(model, retain_set, processor, what="retain set", **options)
+    check_sets(model.config, forget, retain, scenario)
+    return forget, retain, processor
 
 
 def check_sets(config: Any, forget: LabelledImages, retain: LabelledImages | None, scenario: str) -> None:
     """
-    Raise where images are to be forgotten and kept, or classes are, or no class would be left; or where a class that
-    was forgotten before is among the images to keep, which would bring it back.
+    Raise where the same images, or images of the same class, are to be forgotten and to be kept; where no class would
+    be left; or where images to keep are of a class that was forgotten before, as they would bring it back.
     """
     if retain is not None:
         forget.refuse_overlap(retain)
@@ -36,14 +64,11 @@ def check_sets(config: Any, forget: LabelledImages, retain: LabelledImages | Non
 def check_known(predictions: Tensor, labels: Tensor, scenario: str) -> None:
     """Raise a [`ForgetSetError`] where the model is wrong about all forget images `(N,)` already."""
     if scenario == "classes" and not (predictions == labels).any():
-        raise ForgetSetError(
-            f"There is nothing to do: the model gives none of the {len(labels)} forget images the class that its "
-            "label says. Were they erased before, or are the labels not the model's class indices?"
-        )
+        raise nothing_to_forget(len(labels))
 
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy to be changed; a [`ModelError`] where that makes no sense."""
+    """A copy of a model for training; a [`ModelError`] where it cannot be trained."""
     if is_erased(model):
         raise ModelError(
             "This is an erased model, whose projection stands in front of the head that would be trained. Unlearn "
@@ -54,10 +79,24 @@ def copy_of(model: PreTrainedModel) -> PreTrainedModel:
     return copy_of_model(model)
 
 
+@torch.no_grad()
+def logits_of_all(model: PreTrainedModel, images: LabelledImages, batch_size: int = 256) -> Tensor:
+    """The logits of a model for all images in eval mode, `(N, C)`, in float32 on the CPU."""
+    num_labels: Any = model.config.num_labels
+    found = []
+    with evaluating(model):
+        for batch in images.batches(batch_size):
+            output = model(**model_inputs(model, batch["inputs"]))
+            found.append(logits_of(output, num_labels).float().cpu())
+    return torch.cat(found)
+
+
 def unchanged_predictions(before: Tensor, after: Tensor, labels: Tensor, *, by_label: bool) -> Unchanged:
     """
-    Which of the forget images are classified as their labels say now, whatever was before: training can also teach
-    what it should make forget. Where images are forgotten and no class, those that were right and still are.
+    Which forget images are classified as their labels say after the training.
+
+    Where classes are forgotten, an image counts that was classified otherwise before: training can also teach a class
+    that it should make forget. Where single images are forgotten, only those count that were right before, too.
     """
     right, still = before == labels, after == labels
     if not by_label:
@@ -67,11 +106,11 @@ def unchanged_predictions(before: Tensor, after: Tensor, labels: Tensor, *, by_l
 
 
 def not_finite(model: PreTrainedModel, logits: Tensor) -> str | None:
-    """What of a model, or of what it says to some images, is NaN or infinite; None where nothing is."""
+    """Which weight of a model, or whether its logits for some images, are NaN or infinite; None if nothing is."""
     for name, weight in model.state_dict().items():
         if weight.is_floating_point() and not torch.isfinite(weight).all():
             return f"{name!r} is not finite"
-    # Weights can be finite, and too large for the layers after them.
+    # Finite weights can be so large that the layers after them overflow.
     return None if torch.isfinite(logits).all() else "the logits of forget images are not finite"
 
 

@@ -1,4 +1,4 @@
-"""DELETE: a student that matches its teacher's answers without the forgotten class."""
+"""DELETE: a student that learns its teacher's answers without the forgotten class."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class DELETETrainer(UnlearningTrainer):
 
     as the mean over the batch, \(f_0\) being the original in eval mode. With the student's probabilities p and
     \(\tilde p\), those renormalised without y, the loss is \(-\log(1 - p_y) + \mathrm{KL}(q \,\|\, \tilde p)\): the
-    first term forgets, the second keeps what the original says of the other classes. Its gradient with respect to the
-    logits is \(p - q\), which is bounded.
+    first term forgets, the second keeps the original's answers among the other classes. Its gradient with respect to
+    the logits is \(p - q\), which is bounded.
 
-    With `mask="all"` q is without every class in the forget set, and not without the image's own alone.
+    With `mask="all"`, q leaves out every class in the forget set, and not only the image's own.
 
     Source: arXiv 2503.23751 (CVPR 2025). Data: forget. Arguments: [`DELETEArguments`], and those of
     [`UnlearningTrainer`].

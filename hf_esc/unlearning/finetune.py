@@ -1,4 +1,4 @@
-"""Training on retain images: from the original's weights on (Finetune, l1-sparse), or from the start (Retrain)."""
+"""Training on retain images, from the original's weights (Finetune, l1-sparse) or from the start (Retrain)."""
 
 from __future__ import annotations
 
@@ -24,14 +24,13 @@ class FinetuneArguments(UnlearningArguments):
 
 class FinetuneTrainer(UnlearningTrainer):
     r"""
-    Finetune: the original is trained on, without the forget images.
+    Finetune: continue to train the original on the retain images alone.
 
     \[L = \mathrm{CE}(f(x), y), \quad (x, y) \in D_r\]
 
-    Forgetting is left to the drift of the weights, so it is slow, and varies much from run to run where a whole class
-    is to go.
+    Only the drift of the weights forgets, so a whole class takes long, and how much of it goes varies from run to run.
 
-    Source: Golatkar et al., arXiv 1911.04933. Data: retain; the forget images are looked at, and not trained on.
+    Source: Golatkar et al., arXiv 1911.04933. Data: retain; the forget images are evaluated and not trained on.
     Arguments: [`FinetuneArguments`], and those of [`UnlearningTrainer`].
     """
 
@@ -64,7 +63,7 @@ class L1SparseArguments(FinetuneArguments):
 
 class L1SparseTrainer(FinetuneTrainer):
     r"""
-    ℓ1-sparse: Finetune that drives weights to zero, and less so from step to step.
+    ℓ1-sparse: Finetune with a penalty that drives weights to zero, and that fades to 0 by the last step.
 
     \[L = \mathrm{CE}(f(x), y) + \gamma_t \lVert\theta\rVert_1, \quad (x, y) \in D_r, \qquad
     \gamma_t = \gamma\,(1 - t / T)\]
@@ -80,7 +79,7 @@ class L1SparseTrainer(FinetuneTrainer):
 
     @property
     def gamma(self) -> float:
-        """The strength of the penalty in this step."""
+        """Strength of the penalty in this step."""
         steps = max(self.state.max_steps, 1)
         return self.args.gamma * max(0.0, 1 - self.state.global_step / steps)
 
@@ -92,26 +91,26 @@ class L1SparseTrainer(FinetuneTrainer):
 @dataclass
 class RetrainArguments(FinetuneArguments):
     """
-    As the original was trained, which only its maker knows: the defaults are a start for small networks.
+    Set these as the original was trained. The defaults are a first try for small networks.
 
     Args:
-        start (`str`, *optional*): What the original started from, a folder or an id on the Hub. Random weights, drawn
-            with `seed`, by default.
+        start (`str`, *optional*): The model that the original was trained from, a folder or an id on the Hub. Random
+            weights, drawn with `seed`, by default.
     """
 
     learning_rate: float = field(default=0.1, metadata={"help": "The learning rate."})
     num_train_epochs: float = field(default=20, metadata={"help": "Passes over the retain set."})
     lr_scheduler_type: str = field(default="cosine", metadata={"help": "The schedule of the learning rate."})
     weight_decay: float = field(default=5e-4, metadata={"help": "Weight decay."})
-    start: str | None = field(default=None, metadata={"help": "What to start from; random weights by default."})
+    start: str | None = field(default=None, metadata={"help": "Model to start from; random weights by default."})
 
 
 class RetrainTrainer(FinetuneTrainer):
     r"""
-    Retrain: a network that never saw the forget images, which other methods are compared with.
+    Retrain: a network that never saw the forget images. Other methods are compared with it.
 
-    The cross-entropy on retain images, from the same start as the original. A retrained network may well know the
-    pictures: what a probe reads from it is what the pictures tell.
+    It minimises the cross-entropy on retain images, from the same start as the original. A probe of its features can
+    still tell the forget images apart: that is what images reveal to a network that was not trained on them.
 
     Data: retain. Arguments: [`RetrainArguments`], and those of [`UnlearningTrainer`].
     """
@@ -120,7 +119,7 @@ class RetrainTrainer(FinetuneTrainer):
     arguments = RetrainArguments
 
     def start(self) -> None:
-        """Random weights, or those that the original started from."""
+        """Set random weights, or those that the original was trained from."""
         if self.args.start is None:
             first = random_network(self.teacher, self.args.seed)
         else:
@@ -134,5 +133,5 @@ class RetrainTrainer(FinetuneTrainer):
             ) from error
 
     def settings(self) -> dict[str, Any]:
-        """Without the path of the start, which is nobody's business."""
+        """Tells what kind of start it was, and not its path: do not leak a local path."""
         return super().settings() | {"start": "random" if self.args.start is None else "pretrained"}

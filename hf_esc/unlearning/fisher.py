@@ -1,4 +1,4 @@
-"""Fisher forgetting: noise on the weights that the retain images do not hold in place."""
+"""Fisher forgetting: noise on the weights, less of it where the retain images depend on a weight."""
 
 # Shapes: N retain images, B of them at a time, C classes.
 
@@ -15,14 +15,22 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..data.labelled_images import LabelledImages, labelled_images
+from ..data.labelled_images import LabelledImages
 from ..errors import DivergenceError, ForgetSetError, ModelError, OptionError
 from ..features.sites import evaluating, find_sites
 from ..features.stream import model_inputs
 from ..ledger.record import WEIGHTS, ledger_record
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
-from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
+from .checks import (
+    check_known,
+    copy_of,
+    logits_of_all,
+    not_finite,
+    read_sets,
+    unchanged_predictions,
+    warn_of_unchanged,
+)
 
 
 def fisher_forgetting(
@@ -43,13 +51,13 @@ def fisher_forgetting(
     image_memory: int = 1024,
 ) -> PreTrainedModel:
     r"""
-    Add noise to each weight, the more the less the retain images' loss depends on it.
+    Add noise to each weight: the less the loss of the retain images depends on a weight, the more noise it gets.
 
     \[\theta' = \theta + \sqrt{\alpha / \max(F, \text{floor})}\;\varepsilon, \quad \varepsilon \sim \mathcal{N}(0, 1),
     \qquad F = \mathbb{E}_{x \in D_r} \sum_y p_y \big(\nabla_\theta \mathrm{CE}(f(x), y)\big)^2\]
 
-    with the model's own probabilities p, in eval mode. The squares are those of each image's gradient: the square of
-    a batch's mean gradient is another thing. This takes C backward passes for every image.
+    with the model's own probabilities p, in eval mode. The gradient of each image is squared by itself, as the square
+    of a batch's mean gradient is another quantity. This takes C backward passes for every image.
 
     Source: Golatkar et al., arXiv 1911.04933. Data: retain; the forget images are looked at. Reference settings: alpha
     from 1e-8 to 1e-5, mostly 1e-7.
@@ -59,14 +67,15 @@ def fisher_forgetting(
         forget_set, retain_set: Images with labels, as for
             [`UnlearningTrainer`][hf_esc.unlearning.trainer.UnlearningTrainer].
         alpha (`float`, defaults to 1e-7): Strength of the noise.
-        floor (`float`, defaults to 1e-3): The least F: a weight that nothing depends on would be drowned otherwise.
+        floor (`float`, defaults to 1e-3): The least F. A weight that nothing depends on would get unbounded noise
+            otherwise.
         zero_head_rows (`bool`, defaults to `False`): Also set the weights and the bias of the forgotten classes in the
-            head to zero, as the paper's authors do. That hides a class from the head alone, and only where another
-            class has a logit above 0.
-        num_images (`int`, *optional*): Take so many retain images, drawn with `seed`. All by default.
+            head to zero, as the paper's authors do. That hides a class from the head alone, and only in images for
+            which another class has a logit above 0.
+        num_images (`int`, *optional*): Number of retain images to look at, drawn with `seed`. All by default.
         scenario (`str`, defaults to `"classes"`): As in
             [`UnlearningArguments`][hf_esc.unlearning.training_args.UnlearningArguments].
-        seed (`int`, defaults to 42): Of the noise.
+        seed (`int`, defaults to 42): The seed of the noise and of the draw of images.
         batch_size (`int`, defaults to 8): Images whose gradients are in memory at once, each as large as the model.
         processing_class (*optional*): The image processor; that of `model` by default.
         image_column, label_column (`str`, *optional*): Columns of data sets.
@@ -93,16 +102,15 @@ def fisher_forgetting(
         raise OptionError("`zero_head_rows` forgets a class, and these are images of classes that stay.")
     options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "memory": image_memory}
     student = copy_of(model).eval()
-    forget, processor = labelled_images(model, forget_set, processing_class, **options)
     if retain_set is None:
         raise ForgetSetError("Fisher forgetting looks at retain images and needs a `retain_set`.")
-    retain, processor = labelled_images(model, retain_set, processor, what="retain set", **options)
-    check_sets(model.config, forget, retain, scenario)
+    forget, retain, _ = read_sets(model, forget_set, retain_set, processing_class, scenario, **options)
+    assert retain is not None
     labels = forget.labels.unique().tolist()
     generator = torch.Generator().manual_seed(seed)
     if num_images is not None and num_images < len(retain):
         retain = retain.part(torch.randperm(len(retain), generator=generator)[:num_images].sort().values)
-    before = _logits(model, forget).argmax(dim=1)
+    before = logits_of_all(model, forget).argmax(dim=1)
     check_known(before, forget.labels, scenario)
     information = fisher_information(student, retain, batch_size=batch_size)
     with torch.no_grad():
@@ -114,7 +122,7 @@ def fisher_forgetting(
         if zero_head_rows:
             for rows in _head_rows(student, forget):
                 rows[labels] = 0
-    after = _logits(student, forget)
+    after = logits_of_all(student, forget)
     if what := not_finite(student, after):
         raise DivergenceError(f"Fisher forgetting left nothing of use: {what}. Take a smaller `alpha` than {alpha}.")
     unchanged = unchanged_predictions(before, after.argmax(dim=1), forget.labels, by_label=scenario == "classes")
@@ -147,7 +155,7 @@ def fisher_information(model: PreTrainedModel, images: LabelledImages, *, batch_
     The diagonal of the Fisher information, \(\mathbb{E}_x \sum_y p_y (\nabla_\theta \mathrm{CE}(f(x), y))^2\), of each
     weight that is trained, in its shape.
 
-    Labels of the images are not looked at.
+    The labels of the images are not read.
 
     Raises:
         DivergenceError: If a gradient is not finite.
@@ -162,7 +170,7 @@ def fisher_information(model: PreTrainedModel, images: LabelledImages, *, batch_
             for label in range(num_labels):
                 for gradients, probabilities in _gradients(model, weights, inputs, label):
                     for name, gradient in gradients.items():
-                        # The weighted sum over the images, without a copy of every square.
+                        # einsum sums over the images without a copy of every square.
                         rows = gradient.flatten(1).float()
                         total[name] += (
                             torch.einsum("b,bp,bp->p", probabilities, rows, rows)
@@ -174,7 +182,7 @@ def fisher_information(model: PreTrainedModel, images: LabelledImages, *, batch_
     bar.close()
     for name, value in total.items():
         if not torch.isfinite(value).all():
-            raise DivergenceError(f"The gradients of {name!r} are not finite: nothing can be said of its information.")
+            raise DivergenceError(f"The gradients of {name!r} are not finite, so its information is unknown.")
     return {name: (value / len(images)).float().to(weights[name].device) for name, value in total.items()}
 
 
@@ -193,22 +201,10 @@ def _gradients(
     try:
         yield vmap(each, in_dims=(None, 0))(weights, inputs)
     except (RuntimeError, NotImplementedError):
-        # Some models look at values in their forward, which cannot be done for many images at once.
+        # `vmap` cannot run a model whose forward branches on values; such a model runs image by image.
         for image in range(len(next(iter(inputs.values())))):
             gradients, probability = each(weights, {name: value[image] for name, value in inputs.items()})
             yield {name: value[None] for name, value in gradients.items()}, probability[None]
-
-
-@torch.no_grad()
-def _logits(model: PreTrainedModel, images: LabelledImages) -> Tensor:
-    num_labels: Any = model.config.num_labels
-    with evaluating(model):
-        return torch.cat(
-            [
-                logits_of(model(**model_inputs(model, batch["inputs"])), num_labels).float().cpu()
-                for batch in images.batches()
-            ]
-        )
 
 
 def _head_rows(model: PreTrainedModel, images: LabelledImages) -> Iterator[Tensor]:

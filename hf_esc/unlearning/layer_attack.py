@@ -1,4 +1,4 @@
-"""Layer attack unlearning (LAU): the head alone is taught what it says of attacked features."""
+"""Layer attack unlearning (LAU): the head alone learns the answers that it gives to attacked features."""
 
 # Shapes: N forget images, B in a batch, d_g feature dimensions of group g, C classes.
 
@@ -31,7 +31,7 @@ class LayerAttackArguments(UnlearningArguments):
     Args:
         alpha (`float`, defaults to 0.5): Weight of the distillation.
         temperature (`float`, defaults to 4): T of the distillation.
-        attack_step (`float`, defaults to 0.5): Length of a step of the attack in each feature dimension.
+        attack_step (`float`, defaults to 0.5): Length s of a step of the attack in each feature dimension.
         attack_steps (`int`, defaults to 20): The most steps of the attack.
     """
 
@@ -59,9 +59,9 @@ class LayerAttackTrainer(UnlearningTrainer):
     \[L = (1 - \alpha)\,\mathrm{CE}(g(z), \hat y) + \alpha T^2\,\mathrm{KL}(\mathrm{softmax}(g_0(z') / T) \,\|\,
     \mathrm{softmax}(g(z) / T)), \qquad \hat y = \arg\max_{c \ne y} g_0(z')_c\]
 
-    with the original's head \(g_0\), features z of an image and \(z'\) after a partial PGD: steps up the original's
-    loss, \(z' \leftarrow z' + s\,\mathrm{sign}\,\nabla \mathrm{CE}(g_0(z'), y)\), only until the head's answer is
-    another. Features and attacks are computed once, and the head is trained on them.
+    with the original's head \(g_0\), features z of an image, and the features \(z'\) after a partial PGD attack: steps
+    up the original's loss, \(z' \leftarrow z' + s\,\mathrm{sign}\,\nabla \mathrm{CE}(g_0(z'), y)\), until the head's
+    answer changes. Features and attacks are computed once, and the head is trained on them.
 
     Nothing is erased from the features, so every probe of them finds what it found before.
 
@@ -76,7 +76,7 @@ class LayerAttackTrainer(UnlearningTrainer):
     arguments = LayerAttackArguments
 
     def prepare(self) -> None:
-        """Features of the forget images, and the original's answers to the attacked ones."""
+        """Compute the features of the forget images, and the original's logits for the attacked features."""
         model = self.teacher
         batches = (batch["inputs"] for batch in self.forget.batches(self.args.per_device_eval_batch_size))
         with evaluating(model):
@@ -86,8 +86,8 @@ class LayerAttackTrainer(UnlearningTrainer):
             self.weights = head_weights(model, self.sites, seen[0])
         if self.weights is None:
             raise ModelError(
-                f"The logits of {type(model).__name__} are not the sum of what its heads make of features, so its "
-                "head cannot be trained on features alone."
+                f"The logits of {type(model).__name__} are not a weighted sum of what its heads compute from "
+                "features, so its head cannot be trained on features alone."
             )
         self.features = [
             torch.cat([batch.features[g].float().cpu() for batch in seen]) for g in range(len(self.sites))
@@ -95,12 +95,12 @@ class LayerAttackTrainer(UnlearningTrainer):
         parts = torch.arange(len(self.forget)).split(self.args.per_device_eval_batch_size)
         self.attacked_logits = torch.cat([self._attack(rows) for rows in parts])
         self.nearest = self.attacked_logits.masked_fill(self.forbidden(self.forget.labels), float("-inf")).argmax(1)
-        # Where an attack fails, the distillation holds on to y.
+        # Where an attack fails, the distillation term teaches y again, so the ledger tells the share.
         failed = self.attacked_logits.argmax(dim=1) == self.forget.labels
         self.failed_attacks = failed.double().mean().item()
 
     def start(self) -> None:
-        """The original's weights, of which only the head's are trained."""
+        """Set the original's weights, and let only those of the head be trained."""
         super().start()
         heads = site_modules(self.model, self.sites)
         trained = {parameter for group in heads for module in group for parameter in module.parameters()}
@@ -108,7 +108,7 @@ class LayerAttackTrainer(UnlearningTrainer):
             parameter.requires_grad_(parameter in trained)
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """As [`UnlearningTrainer.train`], and what cannot be trained now can be after it."""
+        """As [`UnlearningTrainer.train`]. Afterwards, all weights can be trained again that could be before."""
         try:
             return super().train(*args, **kwargs)
         finally:
@@ -116,11 +116,11 @@ class LayerAttackTrainer(UnlearningTrainer):
                 own.requires_grad_(given.requires_grad)
 
     def settings(self) -> dict[str, Any]:
-        """And how many attacks failed."""
+        """Adds the share of attacks that failed."""
         return super().settings() | {"failed_attacks": self.failed_attacks}
 
     def head(self, model: nn.Module, features: list[Tensor]) -> Tensor:
-        """What the head of a model makes of features, `(B, C)`."""
+        """The logits that the head of a model computes from features, `(B, C)`."""
         outputs = apply_sites(site_modules(model, self.sites), self.sites, features)
         assert self.weights is not None
         return torch.einsum("s,snc->nc", self.weights.to(outputs), outputs).float()
@@ -144,10 +144,11 @@ class LayerAttackTrainer(UnlearningTrainer):
             return self.head(self.teacher, moved).cpu()
 
     def get_train_dataloader(self) -> PairedLoader:
-        """Whole steps for every process: what is trained is small, and the model's own `forward` is not called."""
-        seed = self.args.data_seed if self.args.data_seed is not None else self.args.seed
+        """
+        Whole steps for every process: the head is small, and without the model's `forward` no gradients are shared.
+        """
         rows = LabelledImages(self.forget.labels, lambda rows: {}, list, from_files=False)  # the features are at hand
-        return PairedLoader(rows, None, Schedule(self.steps, 0, 1, seed=seed))
+        return PairedLoader(rows, None, Schedule(self.steps, 0, 1, seed=self.order_seed))
 
     def unlearning_loss(self, model: nn.Module, forget: Images | None, retain: Images | None) -> Tensor:
         assert forget is not None

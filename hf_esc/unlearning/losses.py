@@ -1,4 +1,4 @@
-"""The terms that losses of unlearning are made of."""
+"""Terms that the losses of several methods share."""
 
 # Shapes: B images, C classes.
 
@@ -15,7 +15,7 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
     r"""
     \(T^2\, \mathrm{KL}(\mathrm{softmax}(t / T) \,\|\, \mathrm{softmax}(s / T))\), the mean over the images.
 
-    The factor keeps gradients of the same size for every temperature. Classes whose teacher logit is \(-\infty\)
+    The factor keeps the size of gradients the same for every temperature. Classes whose teacher logit is \(-\infty\)
     contribute nothing.
 
     Args:
@@ -30,7 +30,7 @@ def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: f
 
 def forbidden(labels: Tensor, num_labels: int, forgotten: Tensor | None = None) -> Tensor:
     r"""
-    Which classes an image may not be sent to, `(B, C)`: its own, and with `forgotten` all of those.
+    Which classes an image may not be sent to, `(B, C)`: its own, and those in `forgotten`.
 
     Args:
         labels (`torch.LongTensor` of shape `(B,)`): Labels of the images.

@@ -1,4 +1,4 @@
-"""Gradient ascent on the forget images: NegGrad, and NegGrad+ with retain images against it."""
+"""Gradient ascent on the forget images: NegGrad, and NegGrad+, which holds retain images against it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .training_args import UnlearningArguments
 
 @dataclass
 class NegGradArguments(UnlearningArguments):
-    """Reference settings: 5 epochs, learning rate 1e-4 (5e-6 for All-CNN). It stops when no forget image is right."""
+    """Reference settings: 5 epochs, learning rate 1e-4 (5e-6 for All-CNN). Stops when no forget image is right."""
 
     learning_rate: float = field(default=1e-4, metadata={"help": "The learning rate."})
     num_train_epochs: float = field(default=5, metadata={"help": "The most passes over the forget set."})
@@ -29,9 +29,8 @@ class NegGradTrainer(UnlearningTrainer):
 
     \[L = -\mathrm{CE}(f(x), y), \quad (x, y) \in D_f\]
 
-    It has no lower bound, so it is stopped after the first epoch that leaves no forget image right
-    (`tolerance`), gradients are clipped
-    (`max_grad_norm`), and BatchNorm stays as it is.
+    The loss has no lower bound. So training stops after the first epoch that leaves no forget image right
+    (`tolerance`), gradients are clipped (`max_grad_norm`), and BatchNorm statistics stay as they are.
 
     Source: Golatkar et al., arXiv 1911.04933. Data: forget. Arguments: [`NegGradArguments`], and those of
     [`UnlearningTrainer`].
@@ -67,11 +66,12 @@ class NegGradPlusArguments(UnlearningArguments):
 
 class NegGradPlusTrainer(UnlearningTrainer):
     r"""
-    NegGrad+: ascent on the forget images against descent on retain images.
+    NegGrad+: gradient ascent on the forget images and descent on retain images.
 
     \[L = \alpha\,\mathrm{CE}(f(x_r), y_r) - (1 - \alpha)\,\mathrm{CE}(f(x_f), y_f)\]
 
-    with a batch of each in every step. An epoch passes over the larger set; the smaller one goes round.
+    with a batch of each set in every step. An epoch passes over the larger set once, and over the smaller one as often
+    as it takes.
 
     Source: Kurmanji et al., arXiv 2302.09880 (NeurIPS 2023). Data: forget and retain. Arguments:
     [`NegGradPlusArguments`], and those of [`UnlearningTrainer`].

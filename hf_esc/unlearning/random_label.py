@@ -1,4 +1,4 @@
-"""Training on other labels: random ones (RL), and random ones for the weights that matter alone (SalUn)."""
+"""Training on random labels: of all weights (RL), or only of those that the forget images depend on (SalUn)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ class RandomLabelArguments(UnlearningArguments):
     Reference settings: 20 epochs, learning rate 3e-4.
 
     Args:
-        redraw (`bool`, defaults to `False`): Draw each image's label anew in every step, and not once.
+        redraw (`bool`, defaults to `False`): Draw each image's label again in every step, and not only once.
     """
 
     learning_rate: float = field(default=3e-4, metadata={"help": "The learning rate."})
     num_train_epochs: float = field(default=20, metadata={"help": "Passes over the forget set."})
-    redraw: bool = field(default=False, metadata={"help": "Draw labels anew in every step."})
+    redraw: bool = field(default=False, metadata={"help": "Whether to draw labels again in every step."})
 
 
 class RandomLabelTrainer(UnlearningTrainer):
     r"""
-    Random labels (RL): the forget images are taught labels that are not theirs.
+    Random labels (RL): train the forget images on labels other than their own.
 
     \[L = \mathrm{CE}(f(x), \hat y), \quad x \in D_f, \qquad \hat y \sim \mathcal{U}(\{1, …, C\} \setminus \{y\})\]
 
-    With `mask="all"` no label in the forget set is drawn. Labels are drawn once with `seed`, or in every step.
+    With `mask="all"`, no label in the forget set is drawn. Labels are drawn once with `seed`, or again in every step
+    (`redraw`).
 
     Source: Golatkar et al., arXiv 1911.04933. Data: forget. Arguments: [`RandomLabelArguments`], and those of
     [`UnlearningTrainer`].
@@ -49,9 +50,9 @@ class RandomLabelTrainer(UnlearningTrainer):
         self.drawn = draw_labels(self.forbidden(self.forget.labels), self.generator)
 
     def targets(self, forget: Images) -> Tensor:
-        """What the images of a batch are taught, `(B,)`."""
+        """The labels that a batch of forget images is trained on, `(B,)`."""
         if self.args.redraw:
-            # From torch's own generator, whose state is in the checkpoints.
+            # The state of torch's own generator is in the checkpoints, so a run that goes on draws the same labels.
             return draw_labels(self.forbidden(forget["labels"].cpu()), torch.default_generator)
         return self.drawn[forget["rows"].cpu()]
 
@@ -67,12 +68,12 @@ class SalUnArguments(RandomLabelArguments):
     Reference settings: 10 epochs, learning rate 0.013, half of the weights.
 
     Args:
-        saliency (`float`, defaults to 0.5): Share of the weights that is trained.
+        saliency (`float`, defaults to 0.5): Share of the weights to train.
     """
 
     learning_rate: float = field(default=0.013, metadata={"help": "The learning rate."})
     num_train_epochs: float = field(default=10, metadata={"help": "Passes over both sets."})
-    saliency: float = field(default=0.5, metadata={"help": "Share of the weights that is trained."})
+    saliency: float = field(default=0.5, metadata={"help": "Share of the weights to train."})
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,12 +83,12 @@ class SalUnArguments(RandomLabelArguments):
 
 class SalUnTrainer(RandomLabelTrainer):
     r"""
-    SalUn: random labels for the forget images, on the weights that they depend on most.
+    SalUn: random labels for the forget images, but only the weights are trained that these images depend on most.
 
-    The mask has the `saliency` largest of \(|\sum_{D_f} \nabla_\theta \mathrm{CE}(f_0(x), y)|\), of all weights
+    The mask holds the `saliency` largest of \(|\sum_{D_f} \nabla_\theta \mathrm{CE}(f_0(x), y)|\), of all weights
     together. Then the cross-entropy on \(D_f\) with random labels and \(D_r\) with its own, shuffled together, is
-    minimised on these weights. All other weights are the original's to the bit: weight decay and momentum move
-    weights whose gradient is zero, so they are put back after each step.
+    minimised over these weights. All other weights stay the original's, bit for bit: weight decay and momentum
+    move weights whose gradient is zero, so these weights are put back after each step.
 
     Source: Fan et al., arXiv 2310.12508 (ICLR 2024). Data: forget and retain. Arguments: [`SalUnArguments`], and those
     of [`UnlearningTrainer`].
@@ -98,7 +99,7 @@ class SalUnTrainer(RandomLabelTrainer):
     arguments = SalUnArguments
 
     def prepare(self) -> None:
-        """Draw labels, and find the weights that are trained."""
+        """Draw labels, and find the weights to train."""
         super().prepare()
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         total = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()]
@@ -111,17 +112,17 @@ class SalUnTrainer(RandomLabelTrainer):
         saliency = torch.cat([part.abs().flatten() for part in total])
         kept = max(1, round(self.args.saliency * len(saliency)))
         chosen = torch.zeros_like(saliency, dtype=torch.bool)
-        chosen[saliency.topk(kept).indices] = True  # by rank: a threshold would let ties in
+        chosen[saliency.topk(kept).indices] = True  # a threshold would let more in where values are equal
         parts = chosen.split([part.numel() for part in total])
         self.mask = {
             name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)
         }
         for name, weight in weights.items():
-            # The norm that gradients are clipped by is that of the weights that are trained.
+            # Gradients are clipped by their norm, in which only the weights that are trained should count.
             weight.register_hook(lambda gradient, name=name: gradient * self.mask[name])
 
     def create_optimizer(self, *args, **kwargs):
-        """With what puts the other weights back."""
+        """The optimizer, which puts the other weights back after each step."""
         optimizer = super().create_optimizer(*args, **kwargs)
         optimizer.register_step_post_hook(lambda *_: self._put_back())
         return optimizer

@@ -1,4 +1,4 @@
-"""SCRUB: a student that leaves its teacher on forget images and stays with it on retain images, in turn."""
+"""SCRUB: a student that moves away from its teacher on forget images and stays close to it on retain images."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ class SCRUBArguments(UnlearningArguments):
     def __post_init__(self):
         super().__post_init__()
         if self.gradient_accumulation_steps > 1:
-            raise OptionError("`gradient_accumulation_steps` would add up steps that go up and steps that go down.")
+            raise OptionError(
+                "`gradient_accumulation_steps` would mix gradients that forget and those that retain. Leave it at 1."
+            )
         if self.forget_epochs < 1:
             raise OptionError(f"`forget_epochs` is 1 or more, not {self.forget_epochs}: nothing would be forgotten.")
         if self.gamma < 0 or self.alpha < 0:
@@ -49,15 +51,15 @@ class SCRUBArguments(UnlearningArguments):
 
 class SCRUBTrainer(UnlearningTrainer):
     r"""
-    SCRUB.
+    SCRUB: ascent on the forget images and descent on the retain images, in turn.
 
-    Each of the first `forget_epochs` epochs passes over the forget images first and goes up, then every epoch over the
-    retain images, and goes down:
+    Each of the first `forget_epochs` epochs begins with the forget images and maximises the distance from the teacher
+    (\(L_f\)). Then every epoch passes over the retain images and minimises \(L_r\):
 
     \[L_f = -T^2\,\mathrm{KL}(f_0(x) \,\|\, f(x)), \qquad
     L_r = \gamma\,\mathrm{CE}(f(x), y) + \alpha T^2\,\mathrm{KL}(f_0(x) \,\|\, f(x))\]
 
-    The way up has no end, so few steps of it are taken, and gradients are clipped (`max_grad_norm`).
+    The ascent has no bound, so it takes few steps, and gradients are clipped (`max_grad_norm`).
 
     Source: Kurmanji et al., arXiv 2302.09880 (NeurIPS 2023), without its rewinding. Data: forget and retain.
     Arguments: [`SCRUBArguments`], and those of [`UnlearningTrainer`].
@@ -68,7 +70,7 @@ class SCRUBTrainer(UnlearningTrainer):
     arguments = SCRUBArguments
 
     def steps(self, epoch: int, generator: torch.Generator) -> list[Step]:
-        """The forget set in the first epochs, then the retain set."""
+        """The forget set, in the first epochs, and then the retain set."""
         forget = shuffled(len(self.forget), self.forget_batch_size, generator)
         retain = shuffled(len(self.retain or ()), self.retain_batch_size, generator)
         return alone(forget if epoch < self.args.forget_epochs else [], forget=True) + alone(retain, forget=False)

@@ -5,54 +5,59 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
-from transformers.trainer_utils import TrainOutput
+from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from ..data.labelled_images import LabelledImages, labelled_images
 from ..erasure.wrapping import copy_of_model
-from ..errors import CheckpointError, DivergenceError, ForgetSetError, ModelError
+from ..errors import CheckpointError, DivergenceError, ForgetSetError
 from ..features.sites import evaluating
 from ..features.stream import model_inputs
-from ..hub.card import write_card
-from ..ledger.record import WEIGHTS, ledger_record
+from ..ledger.record import WEIGHTS
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
-from ..training.safetensors_trainer import SafetensorsTrainer
-from ..training.steps import PairedLoader, Schedule, Step, alone, as_it_is, mixed, paired, shuffled
-from .checks import check_known, check_sets, copy_of, not_finite, unchanged_predictions, warn_of_unchanged
+from ..training.checkpoints import refuse_another_run
+from ..training.forgetting_trainer import ForgettingTrainer
+from ..training.steps import PairedLoader, Schedule, Step, alone, mixed, paired, shuffled
+from .checks import (
+    check_known,
+    copy_of,
+    logits_of_all,
+    not_finite,
+    read_sets,
+    unchanged_predictions,
+    warn_of_unchanged,
+)
 from .losses import forbidden
 from .training_args import UnlearningArguments
 
 # `{"inputs": what the model takes, "labels": (B,), "rows": (B,)}`
 Images = dict[str, Any]
-# Beside the weights in a checkpoint: what a run cannot change when it goes on, or its ledger would not be true.
+# The file beside the weights in a checkpoint that says which run it is of.
 _RUN = "unlearning.json"
 
 
-class UnlearningTrainer(SafetensorsTrainer):
+class UnlearningTrainer(ForgettingTrainer):
     r"""
-    Trains a copy of a classifier to forget images. A method is a subclass that overrides `unlearning_loss`, and, where
+    Trains a copy of a classifier to forget images. A method is a subclass that overrides `unlearning_loss` and, where
     it needs more, `steps` or `prepare`.
 
-    The trained copy stays what it was, of the same architecture and without anything in front of its head, and loads
-    with plain `from_pretrained`. Its configuration has a ledger (`erasures`) that says what was done. The given model
-    is the frozen teacher, in eval mode, and is not touched. Images come without augmentation.
+    The trained copy has the same architecture as before and nothing in front of its head, and loads with plain
+    `from_pretrained`. The ledger in its configuration (`erasures`) says what was done. The given model is the frozen
+    teacher, in eval mode, and is not changed. Images come without augmentation.
 
-    Weight editing moves the head's answers. What the features still say of the class is for
-    [`evaluate_unlearning`][hf_esc.evaluation.unlearning.evaluate_unlearning] to tell.
+    Editing weights moves the head's answers. What the features still tell of the class is measured by
+    [`evaluate_unlearning`][hf_esc.evaluation.unlearning.evaluate_unlearning].
 
     Args:
         model (`PreTrainedModel`): Any image classifier of transformers; no [`ESCModel`].
-        args ([`UnlearningArguments`]): Of the method's own kind, its `arguments`.
+        args ([`UnlearningArguments`]): Arguments of the method, of the class `arguments`.
         forget_set: The images to forget, with labels: a `datasets.Dataset`, or an iterable of ready batches.
         retain_set (*optional*): Images to keep, likewise. Methods with `uses_retain` need it, and the others do not
             read it.
@@ -62,36 +67,35 @@ class UnlearningTrainer(SafetensorsTrainer):
         image_column, label_column (`str`, *optional*): Columns of data sets.
 
     Attributes:
-        method (`str`): Its name on the command line and in the ledger.
+        method (`str`): The method's name on the command line and in the ledger.
         uses_forget, uses_retain (`bool`): Which images the method trains on.
-        mixes (`bool`): Whether images of both sides are shuffled together, so that a step can lack one.
-        arguments (`type`): The kind of its arguments.
-        teacher (`PreTrainedModel`): The given model, or a copy of it where that is on another device.
+        mixes (`bool`): Whether images of both sets are shuffled together, so that a step can lack one of them.
+        arguments (`type`): The class of the method's arguments.
+        teacher (`PreTrainedModel`): The given model, or a copy of it where the training runs on another device.
+        result (`PreTrainedModel`): The trained copy; None until `train()` has ended.
 
     Raises:
         ForgetSetError: If a set is missing or empty, has no labels, or both share images, or if the model is wrong
             about all forget images already.
-        LabelError: If a label is none of the model's, no class would be left, or the retain set has images of a class
+        LabelError: If the model does not have a label, no class would be left, or the retain set has images of a class
             that is to be forgotten.
         ModelError: If it is an [`ESCModel`], is offloaded, or none of its weights can be trained.
         DivergenceError: By `train()`, if the loss or a weight is no longer finite. The last checkpoint stays.
         CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model, other images or
-            other settings. A run goes on as it began, and to the same weights as if it had not been stopped.
+            other settings. A run that goes on comes to the same weights as if it had not been stopped.
 
     Warns:
         IncompleteErasureWarning: By `train()`, if more than 10 % of the forget images of a class are classified right
             after it, or less than that were before.
     """
 
-    method: ClassVar[str]
+    kind = WEIGHTS
     uses_forget: ClassVar[bool] = True
     uses_retain: ClassVar[bool] = False
     mixes: ClassVar[bool] = False
     arguments: ClassVar[type[UnlearningArguments]] = UnlearningArguments
 
-    args: Any
-    model: Any
-    # Each loss is the mean over its batch.
+    # The loss is the mean over its batch, so Trainer averages it over the batches that are accumulated.
     loss_is_scaled_for_ga = False
 
     def __init__(
@@ -109,58 +113,39 @@ class UnlearningTrainer(SafetensorsTrainer):
         image_column: str | None = None,
         label_column: str | None = None,
     ):
-        name = type(self).__name__
-        if args is None:
-            args = self.arguments(output_dir="tmp_trainer")
-        if not isinstance(args, self.arguments):
-            raise TypeError(f"`args` of {name} should be {self.arguments.__name__}, not {type(args).__name__}.")
-        if forget_set is None:
-            raise ForgetSetError(f"{name} needs the images to forget as `forget_set`.")
+        args = self.checked_arguments(args, forget_set)
         if self.uses_retain and retain_set is None:
             raise ForgetSetError(
-                f"{name} trains on retain images too and needs a `retain_set`. Methods that need none: `delete`, "
-                "`neg-grad`, `random-label`, `boundary-shrink`, `lau`, and `erase`."
+                f"{type(self).__name__} trains on retain images too and needs a `retain_set`. Methods that need none: "
+                "`delete`, `neg-grad`, `random-label`, `boundary-shrink`, `lau`, and `erase`."
             )
         student = copy_of(model)
-        options: dict[str, Any] = {
-            "image_column": image_column,
-            "label_column": label_column,
-            "memory": args.image_memory,
-        }
-        self.forget, processor = labelled_images(model, forget_set, processing_class, **options)
-        self.retain = None
-        if self.uses_retain:
-            options["what"] = "retain set"
-            self.retain, processor = labelled_images(model, retain_set, processor, **options)
-        check_sets(model.config, self.forget, self.retain, args.scenario)
+        retain_set = retain_set if self.uses_retain else None
+        options = {"image_column": image_column, "label_column": label_column, "memory": args.image_memory}
+        self.forget, self.retain, processor = read_sets(
+            model, forget_set, retain_set, processing_class, args.scenario, **options
+        )
+        self._options = {**options, "processor": processor, "what": "evaluation set"}
         self.forget_labels = self.forget.labels.unique()
-        # Features and logits of both are compared, so both are on one device; the given model stays where it is.
+        self.num_labels: Any = model.config.num_labels
         self.teacher = model
         if next(model.parameters()).device != args.device:
+            # Teacher and student are compared, so both are on one device. The given model stays where it is.
             moved: Any = copy_of_model(model)
             self.teacher = moved.to(args.device)
-        self.num_labels: Any = model.config.num_labels
-        self._options = options | {"processor": processor, "what": "evaluation set"}
-        if args.n_gpu > 1:
-            args._n_gpu = 1  # DataParallel does not divide nested batches
         super().__init__(
             model=student,
             args=args,
-            data_collator=as_it_is,
             train_dataset=self.forget if self.uses_forget else self.retain,
-            eval_dataset=self._images_of(eval_dataset),
+            eval_dataset=eval_dataset,
             processing_class=processor,
-            compute_metrics=compute_metrics or _accuracy,
+            compute_metrics=compute_metrics,
             callbacks=callbacks,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
         self.add_callback(_StopAtTolerance(self))
-        # One for what is drawn before the training, so that it does not depend on anything that was drawn since.
+        # `prepare` draws from a generator of its own, so that it does not depend on what was drawn before.
         self.generator = torch.Generator().manual_seed(args.seed)
-        self._erased = False
-        self._saving_checkpoint = False
-        self._last_checkpoint: Path | None = None
-        self._best_step: int | None = None
         self._teacher_sha256: str | None = None
         self._original_logits = self.logits_of_all(self.teacher, self.forget)
         self._before = self._original_logits.argmax(dim=1)
@@ -170,14 +155,14 @@ class UnlearningTrainer(SafetensorsTrainer):
     # What a method overrides.
 
     def unlearning_loss(self, model: nn.Module, forget: Images | None, retain: Images | None) -> Tensor:
-        """The loss of a step. `forget` and `retain` are those of its images, None where it has none."""
+        """The loss of a step, from its forget and retain images; None where the step has no such images."""
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """What has to be known before the first step, such as the labels that images are sent to."""
+        """Compute once what all steps need, such as the labels that images are sent to."""
 
     def steps(self, epoch: int, generator: torch.Generator) -> list[Step]:
-        """The steps of an epoch, of all processes together, with rows drawn from `generator`."""
+        """The steps of an epoch, for all processes together, with rows drawn from `generator`."""
         if self.mixes:
             return mixed(len(self.forget), len(self.retain or ()), self.forget_batch_size, generator)
         sides = []
@@ -204,18 +189,18 @@ class UnlearningTrainer(SafetensorsTrainer):
         return (size if size is not None else self.args.per_device_train_batch_size) * self.args.world_size
 
     def logits(self, model: nn.Module, images: Images) -> Tensor:
-        """What a model says to images, `(B, C)`, in float32."""
+        """The logits of a model for a batch, `(B, C)`, in float32."""
         return logits_of(model(**model_inputs(self.model, images["inputs"])), self.num_labels).float()
 
     def logits_of_both(self, model: nn.Module, forget: Images, retain: Images) -> tuple[Tensor, Tensor]:
-        """Of both sides in one pass: BatchNorm sees them as one batch."""
+        """The logits for both batches, computed in one pass: BatchNorm sees them as one batch."""
         inputs = {name: torch.cat([value, retain["inputs"][name]]) for name, value in forget["inputs"].items()}
         both = self.logits(model, {"inputs": inputs})
         return both[: len(forget["labels"])], both[len(forget["labels"]) :]
 
     @torch.no_grad()
     def teacher_logits(self, images: Images) -> Tensor:
-        """What the original says to images in eval mode, `(B, C)`, in float32."""
+        """The teacher's logits for a batch in eval mode, `(B, C)`, in float32."""
         with evaluating(self.teacher):
             output = self.teacher(**model_inputs(self.teacher, images["inputs"]))
         return logits_of(output, self.num_labels).float().to(self.args.device)
@@ -226,17 +211,18 @@ class UnlearningTrainer(SafetensorsTrainer):
         return forbidden(labels, self.num_labels, forgotten)
 
     def original_logits(self, forget: Images) -> Tensor:
-        """What the original says to forget images, `(B, C)`; images come without augmentation, so it is asked once."""
+        """The teacher's logits for forget images, `(B, C)`, which were computed once: there is no augmentation."""
         return self._original_logits[forget["rows"].cpu()].to(self.args.device)
 
     def mixed_loss(
         self, model: nn.Module, forget: Images | None, retain: Images | None, terms: Callable[..., Tensor]
     ) -> Tensor:
         """
-        The mean over a batch of both sides, either of which it can lack, in one pass.
+        The mean loss over the images of both sets, computed in one pass. A step can lack the images of one set.
 
         Args:
-            terms (`Callable`): From the logits of one side, its images and `is_forget` to the sum over these images.
+            terms (`Callable`): From the logits of one set, its images and `is_forget` to the sum of the loss over
+                these images.
         """
         if forget is None or retain is None:
             images = forget if forget is not None else retain
@@ -246,27 +232,20 @@ class UnlearningTrainer(SafetensorsTrainer):
         total = terms(logits, forget, is_forget=True) + terms(retain_logits, retain, is_forget=False)
         return total / (len(logits) + len(retain_logits))
 
-    @torch.no_grad()
     def logits_of_all(self, model: PreTrainedModel, images: LabelledImages) -> Tensor:
-        """What a model says to each image in eval mode, `(N, C)`, in float32 on the CPU."""
-        found = []
-        with evaluating(model):
-            for batch in images.batches(self.args.per_device_eval_batch_size):
-                output = model(**model_inputs(model, batch["inputs"]))
-                found.append(logits_of(output, self.num_labels).float().cpu())
-        return torch.cat(found)
+        """The logits of a model for all images in eval mode, `(N, C)`, in float32 on the CPU."""
+        return logits_of_all(model, images, self.args.per_device_eval_batch_size)
 
     # How it is trained.
 
     def get_train_dataloader(self) -> PairedLoader:
         """This process's share of each step."""
         args = self.args
-        seed = args.data_seed if args.data_seed is not None else args.seed
-        schedule = Schedule(self.steps, args.process_index, args.world_size, seed=seed, together=self.mixes)
+        schedule = Schedule(self.steps, args.process_index, args.world_size, seed=self.order_seed, together=self.mixes)
         return PairedLoader(self.forget, self.retain, schedule, args.dataloader_num_workers)
 
     def set_initial_training_values(self, args, dataloader):
-        """As in Trainer, where epochs need not be of a length."""
+        """As in Trainer, for epochs that can differ in length."""
         epochs, *between, steps = super().set_initial_training_values(args, dataloader)
         if args.gradient_accumulation_steps == 1:
             if args.max_steps > 0:
@@ -295,10 +274,11 @@ class UnlearningTrainer(SafetensorsTrainer):
 
     def _diverged(self, what: str) -> DivergenceError:
         kept = self._last_checkpoint
-        kept = kept if kept is not None and kept.is_dir() else None  # it can be rotated away for one of another run
+        # The checkpoint that the run went on from can have been removed since, to make room for newer ones.
+        there = kept is not None and kept.is_dir()
         return DivergenceError(
             f"{self.method} diverged at step {self.state.global_step}: {what}. "
-            + (f"The last good checkpoint is {kept}. " if kept else "There is no checkpoint to go back to. ")
+            + (f"The last good checkpoint is {kept}. " if there else "There is no checkpoint to go back to. ")
             + f"Take a smaller `learning_rate` than {self.args.learning_rate}, or clip gradients with `max_grad_norm` "
             f"(now {self.args.max_grad_norm})."
         )
@@ -308,60 +288,37 @@ class UnlearningTrainer(SafetensorsTrainer):
         if what := not_finite(self.model, self.logits_of_all(self.model, some)):
             raise self._diverged(what)
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
-        """
-        Train from the original's weights on, or from a checkpoint's, and write the ledger.
-
-        Raises:
-            DivergenceError: If the loss or a weight is no longer finite.
-        """
-        self._erased = False
-        self._last_checkpoint = self._best_step = None
-        set_seed(self.args.seed)  # whatever was drawn since the trainer was made
-        self.start()
-        self.optimizer = self.lr_scheduler = None
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
-        self.finish()
-        return output
-
     def start(self) -> None:
-        """The weights that training starts from: the original's."""
+        """Set the weights that training starts from: the original's."""
         self.model.load_state_dict(self.teacher.state_dict())
 
     def finish(self) -> None:
-        """Look at what the training left, say so, and write the ledger."""
+        """Look at what the training left, write the ledger, and warn where it has not forgotten enough."""
         self._check_finite()
         after = self.logits_of_all(self.model, self.forget).argmax(dim=1)
-        of_classes = self.args.scenario == "classes"
-        unchanged = unchanged_predictions(self._before, after, self.forget.labels, by_label=of_classes)
-        record = ledger_record(
-            self.teacher.config,
-            self.method,
-            self.settings()
-            | {"steps": self._best_step or self.state.global_step, "data": self._data()}
-            | self._retain_images()
-            | {"base_sha256": self._weights_before()},
-            kind=WEIGHTS,
-            labels=self.forget_labels.tolist() if of_classes else [],
+        unchanged = unchanged_predictions(self._before, after, self.forget.labels, by_label=self.forgets_classes)
+        config = self.teacher.config
+        data = [name for name, used in (("forget", self.uses_forget), ("retain", self.uses_retain)) if used]
+        retained = {} if self.retain is None else {"num_retain_images": len(self.retain)}
+        record = self.record(
+            config,
+            unchanged,
+            labels=self.forget_labels.tolist(),
             num_images=len(self.forget),
-            unchanged=unchanged,
-            unchanged_of=len(self.forget),
+            data=" + ".join(data),
+            **retained,
+            base_sha256=self._weights_before(),
         )
-        self.model.config.erasures = [*getattr(self.teacher.config, "erasures", []), record]
-        self.model.eval()
-        self._erased = True
+        self.model.config.erasures = [*getattr(config, "erasures", []), record]
+        self._result = self.model.eval()
         warn_of_unchanged(
-            self.teacher.config, record, advice="Train longer, with a larger `learning_rate`, or take another method."
+            config, record, advice="Train longer, with a larger `learning_rate`, or take another method."
         )
 
-    def _data(self) -> str:
-        return " + ".join(name for name, used in (("forget", self.uses_forget), ("retain", self.uses_retain)) if used)
-
-    def _retain_images(self) -> dict[str, int]:
-        return {} if self.retain is None else {"num_retain_images": len(self.retain)}
+    # What is told and kept.
 
     def settings(self) -> dict[str, Any]:
-        """What the ledger says of the training: the arguments of the method, and those that every training has."""
+        """The arguments of the method, and those that decide every training."""
         args = self.args
         own = set(self.arguments.__dataclass_fields__) - set(UnlearningArguments.__dataclass_fields__)
         names = ["scenario", "mask", "batch_norm", "tolerance", *sorted(own)]
@@ -378,26 +335,24 @@ class UnlearningTrainer(SafetensorsTrainer):
             found["retain_batch_size"] = self.retain_batch_size * args.gradient_accumulation_steps
         return found
 
-    # What is looked at.
+    def identity(self) -> dict[str, Any]:
+        """The method, the original's weights, the images and labels, and what decides the schedule."""
+        own = {"method": self.method, "model": self._weights_before(), "max_steps": self.args.max_steps}
+        own |= {name: getattr(self.args, name) for name in ("warmup_steps", "lr_scheduler_kwargs")}
+        for name, images in (("forget", self.forget), ("retain", self.retain)):
+            own |= {f"{name} images": images and images.sha256, f"{name} labels": images and images.labels_sha256}
+        return own
 
-    def _images_of(self, images: Any) -> Any:
-        if images is None or isinstance(images, LabelledImages):
-            return images
-        if isinstance(images, dict):
-            return {name: self._images_of(part) for name, part in images.items()}
-        return labelled_images(self.teacher, images, **self._options)[0]
+    def _weights_before(self) -> str:
+        if self._teacher_sha256 is None:
+            self._teacher_sha256 = weights_sha256(self.teacher)
+        return self._teacher_sha256
 
-    def get_eval_dataloader(self, eval_dataset: Any = None):
-        """Batches of images as [`LabelledImages`] gives them."""
-        given = eval_dataset is not None and not isinstance(eval_dataset, str)
-        return super().get_eval_dataloader(self._images_of(eval_dataset) if given else eval_dataset)
+    # What is evaluated.
 
-    def get_test_dataloader(self, test_dataset: Any):
-        """Batches of images as [`LabelledImages`] gives them."""
-        return super().get_test_dataloader(self._images_of(test_dataset))
-
-    def _get_collator_with_removed_columns(self, data_collator, description=None):
-        return data_collator  # there are no columns in a batch
+    def evaluation_set(self, data: Any) -> LabelledImages:
+        """Images as [`LabelledImages`]."""
+        return data if isinstance(data, LabelledImages) else labelled_images(self.teacher, data, **self._options)[0]
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Cross-entropy, logits and labels."""
@@ -407,93 +362,26 @@ class UnlearningTrainer(SafetensorsTrainer):
         loss = functional.cross_entropy(logits, labels)
         return (loss, None, None) if prediction_loss_only else (loss, logits, labels)
 
-    # What is written.
+    # What is saved.
 
     def _save_checkpoint(self, model, trial) -> None:
-        self._check_finite()  # or the one before it would be gone
-        self._saving_checkpoint = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._saving_checkpoint = False
-        self._last_checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self._check_finite()  # before this checkpoint takes the place of the last good one
+        super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self._erased and not self._saving_checkpoint:
-            raise ModelError("Nothing is forgotten yet, so there is no model to save: `train()` has to end first.")
         super()._save(output_dir, state_dict)
-        if self._saving_checkpoint:
-            (Path(output_dir or ".") / _RUN).write_text(json.dumps(self._run(), indent=2), encoding="utf-8")
-
-    def _weights_before(self) -> str:
-        if self._teacher_sha256 is None:
-            self._teacher_sha256 = weights_sha256(self.teacher)
-        return self._teacher_sha256
-
-    def _run(self) -> dict[str, Any]:
-        """What a run cannot change when it goes on."""
-        own = {"method": self.method, "model": self._weights_before(), "max_steps": self.args.max_steps}
-        own |= {name: getattr(self.args, name) for name in ("warmup_steps", "lr_scheduler_kwargs")}
-        sides = {"forget": self.forget, "retain": self.retain}
-        for name, images in sides.items():
-            own |= {f"{name} images": images and images.sha256, f"{name} labels": images and images.labels_sha256}
-        return own | self.settings()
+        if self._saving_checkpoint and self.args.should_save:
+            (Path(output_dir or ".") / _RUN).write_text(json.dumps(self.run(), indent=2), encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        file = Path(resume_from_checkpoint) / _RUN
+        folder = Path(resume_from_checkpoint)
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            stored = json.loads((folder / _RUN).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{resume_from_checkpoint} is no checkpoint of {self.method}: {error}") from error
-        own = json.loads(json.dumps(self._run()))
-        if other := [name for name in {**own, **found} if own.get(name) != found.get(name)]:
-            raise CheckpointError(
-                f"{resume_from_checkpoint} is of another run: "
-                + ", ".join(f"{name} was {found.get(name)!r} and is {own.get(name)!r}" for name in other)
-                + ". A run goes on as it began; for other settings begin a new one."
-            )
+            raise CheckpointError(f"{folder} is no checkpoint of {self.method}: {error}") from error
+        refuse_another_run(folder, stored, self.run())
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._last_checkpoint = Path(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        self._best_step = self.state.best_global_step
-        super()._load_best_model()
-
-    def create_model_card(  # type: ignore[override]
-        self,
-        language: str | None = None,
-        license: str | None = None,
-        tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        **kwargs,
-    ) -> None:
-        """The card of what `train()` left; `kwargs` of the card of a Trainer have no place in it."""
-        if kwargs:
-            raise TypeError(
-                f"The card of an unlearned model takes language, license and tags, not {', '.join(kwargs)}."
-            )
-        if self.is_world_process_zero() and self._erased:
-            write_card(
-                self.model,
-                Path(self.args.output_dir or "."),
-                repo_id=getattr(self, "hub_model_id", None),
-                accuracies=self._last_accuracies(),
-                language=language,
-                license=license,
-                tags=tags,
-            )
-
-    def _last_accuracies(self) -> dict[str, float]:
-        """What `evaluate` found after the last step, by the name of the data."""
-        found: dict[str, float] = {}
-        for entry in self.state.log_history:
-            if entry.get("step") == (self._best_step or self.state.global_step):
-                found |= {
-                    name.removesuffix("accuracy").strip("_"): value
-                    for name, value in entry.items()
-                    if re.fullmatch(r"(eval|test)_(\w+_)?accuracy", name)
-                }
-        return found
+        self._last_checkpoint = folder
 
 
 class _StopAtTolerance(TrainerCallback):
@@ -504,11 +392,6 @@ class _StopAtTolerance(TrainerCallback):
         if args.tolerance is not None:
             trainer = self.trainer
             right = trainer.logits_of_all(trainer.model, trainer.forget).argmax(dim=1) == trainer.forget.labels
-            # Each process has running statistics of its own, and all have to stop at once.
+            # Each process has BatchNorm statistics of its own, and all processes have to stop at once.
             total = trainer.accelerator.reduce(right.sum().to(args.device), "sum").item()
             control.should_training_stop |= total <= args.tolerance * len(right) * args.world_size + 1e-9
-
-
-def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    predicted = np.asarray(prediction.predictions).argmax(axis=1)
-    return {"accuracy": 100 * float((predicted == prediction.label_ids).mean())}
