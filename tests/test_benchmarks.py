@@ -25,7 +25,6 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import methods  # noqa: E402
 import paper  # noqa: E402
-import report_unlearning as report  # noqa: E402
 import results  # noqa: E402
 import run  # noqa: E402
 import tune  # noqa: E402
@@ -204,14 +203,6 @@ def test_the_committed_experiments_name_methods_and_settings_that_there_are():
         for method in made.methods:
             if method["method"] not in run.REFERENCES:
                 assert set(method.get("settings", {})) <= methods.known_settings(method["method"])
-    assert {method for method in report.NAMES if method not in report.REFERENCES} == {
-        "esc",
-        "esc-t",
-        "remap",
-        "fisher",
-        *methods.METHODS,
-    } - {"retrain"}
-    assert set(report.READS_RETAIN) == methods.RETAIN_DATA - {"retrain"}
 
 
 def test_the_rate_of_a_method_is_the_best_of_seven_trials_on_images_that_it_has_not_seen(clothes, here, calls):

@@ -6,6 +6,7 @@ as a whole. Each count is made once more of code that does keep every feature, w
 """
 
 import gc
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_a_second_moment_does_not_grow_with_the_stream(kind, keeps):
         sizes.append(tensor_bytes())
     assert moment.n == 6 * BATCH
     assert moment.matrix.untyped_storage().nbytes() == D * D * 8
-    growth = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
+    growth = [after - before for before, after in pairwise(sizes)]
     assert growth == ([BATCH * D * 4] * 5 if keeps else [0] * 5)
 
 
@@ -74,7 +75,7 @@ def test_a_sample_does_not_grow_once_it_is_full(kind, keeps):
         sample.update(FeatureBatch([z], z[:, :4], torch.zeros(BATCH, dtype=torch.long)))
         sizes.append(tensor_bytes())
     assert [len(z) for z in sample.features] == [600]
-    growth = [after - before for before, after in zip(sizes[1:], sizes[2:], strict=False)]
+    growth = [after - before for before, after in pairwise(sizes[1:])]
     assert growth == ([BATCH * D * 2] * 4 if keeps else [0] * 4)
 
 
@@ -112,13 +113,15 @@ def remapped(batches):
         (remapped, remapping, "FeatureSample", KeepingSample),
         (remapped, remapping, "stream_features", keeping_stream),
     ],
-    ids=["erase", "erase, moment keeps", "erase, sample keeps", "erase, stream keeps"]
-    + ["remap", "remap, sample keeps", "remap, stream keeps"],
+    ids=[
+        *("erase", "erase, moment keeps", "erase, sample keeps", "erase, stream keeps"),
+        *("remap", "remap, sample keeps", "remap, stream keeps"),
+    ],
 )
 def test_an_erasure_does_not_grow_with_the_forget_set(erasure, module, name, keeping, monkeypatch):
     if keeping is not None:
         monkeypatch.setattr(module, name, keeping)
     sizes = late_sizes(erasure)
-    growth = [after - before for before, after in zip(sizes, sizes[1:], strict=False)]
+    growth = [after - before for before, after in pairwise(sizes)]
     assert (growth == [0, 0]) == (keeping is None)
     assert keeping is None or min(growth) >= BATCH * D * 2
