@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo space test test-all lint types docs bench tune experiments experiments-quick paper-table1 report figures wheel clean
+.PHONY: demo space test test-quick lint types docs bench bench-check tune experiments experiments-quick paper-table1 report figures wheel clean
 
 $(INSTALLED): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -27,7 +27,10 @@ space: $(VENV)/.demo  ## The demo page, on this machine
 	$(BIN)/python examples/space/app.py
 
 test: $(INSTALLED)  ## The whole suite, offline
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+test-quick: $(INSTALLED)  ## The tests that take no more than a few seconds each
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
 
 $(VENV)/.dev: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
@@ -48,6 +51,9 @@ bench: $(INSTALLED)  ## The bars of speed and memory and what ESC and ESC-T do t
 	$(BIN)/python benchmarks/embedded.py
 	$(BIN)/python benchmarks/several_classes.py
 	$(BIN)/python benchmarks/esc_t.py
+
+bench-check: $(INSTALLED)  ## Are there results of every method, model and class?
+	$(BIN)/python benchmarks/complete.py
 
 tune: $(INSTALLED)  ## Learning rates of all methods on validation images, into benchmarks/results/tuning/
 	$(BIN)/python benchmarks/tune.py --model embedded/resnet

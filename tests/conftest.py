@@ -64,19 +64,36 @@ def hf_esc(capsys, monkeypatch):
     return command
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def hub():
-    """A stand-in for the Hub, one for each file."""
+    """A stand-in for the Hub."""
     from .hub import stand_in_hub
 
     with stand_in_hub() as hub:
         yield hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def client(hub, tmp_path_factory):
     """Runs a snippet in a fresh process whose Hub is `hub`; see `clients`."""
     from .pushing import clients
 
     with clients(hub, tmp_path_factory.mktemp("client")) as run:
         yield run
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory):
+    """Runs code in a fresh process that has imported the libraries, but neither hf_esc nor evaluate; see `forks`."""
+    from .processes import LIBRARIES, forks, outside
+
+    with forks(LIBRARIES, tmp_path_factory.mktemp("elsewhere"), outside()) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def without_hf_esc(elsewhere):
+    """Runs code in a folder where hf_esc cannot be imported, and returns the `answer` that it sets."""
+    from .processes import WITHOUT_HF_ESC
+
+    return lambda code, cwd, **values: elsewhere(WITHOUT_HF_ESC + code, cwd, **values)["answer"]

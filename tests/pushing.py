@@ -1,10 +1,6 @@
 """Tiny erased models, their reports, and processes of the real client that push them to the stand-in Hub."""
 
-import json
 import os
-import subprocess
-import sys
-import textwrap
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +12,14 @@ from hf_esc.evaluation.report import UnlearningReport
 from . import test_card
 from .hub import Repo
 from .pictures import NAMES
+from .processes import forks
 from .tiny import batches, images, quietly
 
 ROOT = Path(__file__).parents[1]
 
-# Runs each snippet in a fork of a process that has imported what it needs, and has asked nothing of the Hub yet.
-SERVER = """
-import contextlib, io, json, os, sys, traceback, warnings
+# What the snippets need. None of it asks anything of the Hub when it is imported.
+IMPORTS = """
+import warnings
 import evaluate, matplotlib.figure, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -33,7 +30,6 @@ from hf_esc import ESCModel, erase
 from hf_esc.errors import HfEscError, HubError
 from hf_esc.evaluation.report import UnlearningReport
 from tests.tiny import batches, images, quietly
-EXTRA
 
 def command(*arguments):
     sys.argv = ["hf-esc", *map(str, arguments)]
@@ -49,69 +45,20 @@ def refused(call, *arguments, **options):
         call(*arguments, **options)
     except HubError as error:
         return str(error)
-
-for line in sys.stdin:
-    request = json.loads(line)
-    read, write = os.pipe()
-    if (child := os.fork()) == 0:
-        os.close(read)
-        reply = {"answer": None}
-        try:
-            names = {**globals(), **request["values"], "answer": None}
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                exec(request["code"], names)
-            reply = {"answer": names["answer"]}
-            json.dumps(reply)
-        except BaseException:
-            reply = {"error": traceback.format_exc()}
-        with os.fdopen(write, "w") as pipe:
-            json.dump(reply, pipe)
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        reply = pipe.read()
-    os.waitpid(child, 0)
-    print(reply, flush=True)
 """
 
 
 @contextmanager
-def clients(hub, home: Path, extra: str = ""):
+def clients(hub, home: Path):
     """
     A function that runs a snippet in a fresh process whose Hub is `hub`, and returns the `answer` that it sets.
 
-    Its names are those of `SERVER`, with values given by keyword.
+    Its names are those of `IMPORTS`, with values given by keyword.
     """
-    home.mkdir(exist_ok=True)
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = hub.environment(home / "hub", PYTHONPATH=path, HF_HUB_DISABLE_PROGRESS_BARS="1")
-    code = SERVER.replace("EXTRA", extra)
-    with (home / "stderr").open("w") as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            cwd=home,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
-
-    def run(code: str, **values):
-        values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
-        process.stdin.write(json.dumps({"code": textwrap.dedent(code), "values": values}) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        assert line, (home / "stderr").read_text()[-3000:]
-        reply = json.loads(line)
-        assert "error" not in reply, reply["error"][-3000:]
-        return reply["answer"]
-
-    try:
-        yield run
-    finally:
-        process.stdin.close()
-        process.wait(30)
+    with forks(IMPORTS, home, environment) as run:
+        yield lambda code, **values: run(code, **values)["answer"]
 
 
 def tiny_vit(names=NAMES, seed=0) -> ViTForImageClassification:

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -148,47 +145,29 @@ def test_loaded_in_whatever_way_the_factors_are_the_same_bit_for_bit_and_saved_a
             assert torch.equal(again[name].to(tensor.dtype), tensor), name
 
 
-WITHOUT_HF_ESC = """
-import json, sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "hf_esc":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-from PIL import Image
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
-image = Image.open("image.png")
-trusted = {"trust_remote_code": True}
-for folder in sys.argv[1:]:
+EVERY_WAY = """
+image, answer = Image.open("image.png"), []
+for folder in folders:
     model = AutoModelForImageClassification.from_pretrained(folder, **trusted)
     model.save_pretrained(folder + "-again")
-    print("answer", json.dumps({
+    answer.append({
         "class": type(model).__module__.split(".")[0],
         "top": pipeline("image-classification", model=folder, **trusted)(image, top_k=1)[0],
         "features": pipeline("image-feature-extraction", model=folder, **trusted)(image)[0],
         "auto_model": type(AutoModel.from_pretrained(folder, **trusted)).__name__,
         "again": type(AutoModelForImageClassification.from_pretrained(folder + "-again", **trusted)).__name__,
         "hf_esc": any(name.split(".")[0] == "hf_esc" for name in sys.modules),
-    }))
+    })
 """
 
 
-def run_without_hf_esc(script, *arguments, cwd):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["HF_MODULES_CACHE"] = str(cwd / "modules")
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    run = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    return [json.loads(line.removeprefix("answer ")) for line in run.stdout.splitlines() if line.startswith("answer ")]
-
-
-def test_where_hf_esc_is_not_installed(make_checkpoint, tmp_path):
+def test_where_hf_esc_is_not_installed(make_checkpoint, without_hf_esc, tmp_path):
     """A process that cannot import hf_esc, with the files beside the weights alone."""
     checkpoints = [make_checkpoint(*one) for one in ALL]
     image = checkpoints[0][2]
     image.save(tmp_path / "image.png")
-    folders = [shutil.copytree(folder, tmp_path / folder.name) for _, folder, _ in checkpoints]
-    answers = run_without_hf_esc(WITHOUT_HF_ESC, *folders, cwd=tmp_path)
+    folders = [str(shutil.copytree(folder, tmp_path / folder.name)) for _, folder, _ in checkpoints]
+    answers = without_hf_esc(EVERY_WAY, tmp_path, folders=folders)
     for (erased, _, _), answer in zip(checkpoints, answers, strict=True):
         output = expected(erased, image)
         assert answer["class"] == "transformers_modules"
@@ -198,14 +177,13 @@ def test_where_hf_esc_is_not_installed(make_checkpoint, tmp_path):
         torch.testing.assert_close(torch.tensor([answer["features"]]), output.pooler_output, atol=1e-4, rtol=1e-4)
 
 
-def test_the_code_of_the_all_cnn_travels_with_its_checkpoints(tmp_path):
+def test_the_code_of_the_all_cnn_travels_with_its_checkpoints(without_hf_esc, tmp_path):
     load_classifier("embedded/all-cnn", device="cpu").save_pretrained(tmp_path / "model")
-    script = WITHOUT_HF_ESC.split("from PIL")[0] + (
-        "from transformers import AutoModelForImageClassification\n"
-        "model = AutoModelForImageClassification.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "print('answer', json.dumps([type(model).__module__, list(model.classifier.weight.shape)]))"
-    )
-    [(module, shape)] = run_without_hf_esc(script, tmp_path / "model", cwd=tmp_path)
+    code = """
+model = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=True)
+answer = [type(model).__module__, list(model.classifier.weight.shape)]
+"""
+    module, shape = without_hf_esc(code, tmp_path, folder=str(tmp_path / "model"))
     assert module.startswith("transformers_modules.model.")
     assert shape == [10, 96]
 

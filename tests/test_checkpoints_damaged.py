@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_esc.errors import CheckpointError
 
-from .test_checkpoints import WAYS, WITHOUT_HF_ESC, run_without_hf_esc, with_factors
+from .test_checkpoints import WAYS, with_factors
 
 # The factors of the whole checkpoints that are damaged. The low-rank ones have two columns.
 WHOLE = {
@@ -155,29 +155,25 @@ def test_an_undamaged_one_loads(whole, kind, way, tmp_path):
     WAYS[way](damage(whole[kind], tmp_path / "whole", basis_0=torch.clone))
 
 
-TRY_ALL = (
-    WITHOUT_HF_ESC.split("from PIL")[0]
-    + """
-from pathlib import Path
-from transformers import AutoModel, AutoModelForImageClassification
-for folder in Path(sys.argv[1]).iterdir():
+TRY_ALL = """
+answer = []
+for folder in os.listdir("folders"):
     for auto in (AutoModelForImageClassification, AutoModel):
         try:
-            answer = type(auto.from_pretrained(folder, trust_remote_code=True)).__name__
+            said = type(auto.from_pretrained(os.path.join("folders", folder), trust_remote_code=True)).__name__
         except Exception as error:
-            answer = type(error).__name__
-        print("answer", json.dumps([folder.name, answer]))
+            said = type(error).__name__
+        answer.append([folder, said])
 """
-)
 
 
-def test_none_loads_where_hf_esc_is_not_installed(whole, tmp_path):
+def test_none_loads_where_hf_esc_is_not_installed(whole, without_hf_esc, tmp_path):
     (tmp_path / "folders").mkdir()
     for number, (kind, name) in enumerate(CASES):
         damage(whole[kind], tmp_path / "folders" / f"damaged_{number}", **DAMAGES[kind][name])
     for number, kind in enumerate(WHOLE):
         damage(whole[kind], tmp_path / "folders" / f"whole_{number}")
-    answers = run_without_hf_esc(TRY_ALL, tmp_path / "folders", cwd=tmp_path)
+    answers = without_hf_esc(TRY_ALL, tmp_path)
     assert len(answers) == 2 * (len(CASES) + len(WHOLE))
     for name, answer in answers:
         expected = {"CheckpointError"} if name.startswith("damaged") else {"ESCModel", "ESCFeatureModel"}

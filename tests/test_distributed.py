@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from itertools import chain
@@ -211,19 +212,45 @@ def test_on_a_gpu_it_is_the_mask_of_the_cpu(folder, fashion, words, tmp_path):
             assert (erased(**batch).logits.argmax(dim=1) == TROUSER).float().mean() < 0.1
 
 
+# Two forks, with the environment that torchrun gives to its processes. One that hangs is ended by its alarm.
+TWO_PROCESSES = """
+import signal
+import socket
+
+def train(rank):
+    signal.alarm(limit)
+    sys.path.insert(0, root)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    for name, value in (ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}).items():
+        os.environ[name] = str(value)
+    from tests.unlearning_process import train
+    train(".", methods)
+
+children = []
+for rank in range(2):
+    if (child := os.fork()) == 0:
+        try:
+            train(rank)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    children.append(child)
+answer = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+"""
+
+
 @slow
-def test_unlearning_trainers_of_two_processes_leave_the_weights_of_one(tmp_path):
+def test_unlearning_trainers_of_two_processes_leave_the_weights_of_one(elsewhere, tmp_path):
     """
     Steps are divided, and weights stay the same on both. That of an odd number of images repeats one, so there is none
     here.
     """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
-    # As a module: it shares code with the tests.
-    code, output = finish(
-        [*command, "--module", "tests.unlearning_process", tmp_path, *PROCESSES],
-        PYTHONPATH=str(Path(__file__).parents[1]),
-    )
-    assert code == 0, output[-3000:]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    root = Path(__file__).parents[1]
+    answer = elsewhere(TWO_PROCESSES, tmp_path, root=root, port=port, methods=list(PROCESSES), limit=LIMIT)["answer"]
+    assert answer == [0, 0]
     for method in PROCESSES:
         one, other = (load_file(tmp_path / f"{method}-{rank}") for rank in (0, 1))
         assert one["steps"] == other["steps"]

@@ -66,13 +66,6 @@ def test_features_of_any_precision_are_summed_in_float64(dtype):
     assert (((z.T @ z).double() - exact).abs() / exact).max() > 1e-8
 
 
-def test_memory_does_not_grow_with_the_stream():
-    moment = SecondMoment(4)
-    sizes = {moment.update(features(50, 4, seed)).matrix.untyped_storage().nbytes() for seed in range(20)}
-    assert sizes == {4 * 4 * 8}
-    assert moment.n == 1000
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_batch_that_is_not_finite_is_refused_whole_and_its_row_named(value):
     moment = moment_of(features(10, 4))

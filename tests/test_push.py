@@ -21,8 +21,8 @@ from hf_esc.hub.card import BEGIN, END
 from . import test_card
 from .hub import TOKEN, Repo, card_errors
 from .pictures import NAMES, picture
+from .processes import WITHOUT_HF_ESC
 from .pushing import ROOT, erased_vit, forget_set, put, report_of, tiny_vit
-from .test_checkpoints import WITHOUT_HF_ESC
 from .tiny import quietly, tiny
 
 _MODELING = ROOT / "hf_esc" / "modeling" / "modeling_esc.py"
@@ -116,10 +116,13 @@ def test_what_is_pulled_is_the_model_that_was_pushed(hub, client, erased, folder
         repo_id=repo_id,
         file=tmp_path / "image.png",
     )
-    script = WITHOUT_HF_ESC.split("for folder")[0] + (
+    script = WITHOUT_HF_ESC + (
+        "import json\n"
         "import torch\n"
-        "from transformers import AutoImageProcessor\n"
+        "from PIL import Image\n"
+        "from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline\n"
         "model = AutoModelForImageClassification.from_pretrained(sys.argv[1], **trusted)\n"
+        "image = Image.open('image.png')\n"
         "with torch.no_grad():\n"
         "    inputs = AutoImageProcessor.from_pretrained(sys.argv[1])(images=image, return_tensors='pt')\n"
         "    logits = model(**inputs).logits\n"

@@ -29,7 +29,9 @@ ORDERS = {
 # Each order runs in a fork of a process that has the other libraries at hand, but neither the Auto classes nor hf_esc.
 SCRIPT = """
 import json, os, sys, traceback
-import accelerate, datasets, sklearn.linear_model, torch, torchvision, transformers.modeling_utils, typer
+import accelerate, datasets, sklearn.decomposition, sklearn.linear_model, sklearn.neighbors, torch, typer
+import torchvision.transforms.v2, transformers.image_processing_utils, transformers.modeling_utils
+import transformers.processing_utils, transformers.tokenization_utils_base
 
 assert not any(name.startswith("hf_esc") or name.endswith("modeling_auto") for name in sys.modules)
 results = {}

@@ -16,28 +16,23 @@ from hf_esc import erase
 from hf_esc.errors import CheckpointError
 from hf_esc.loading import load_classifier
 from hf_esc.modeling import modeling_esc
-from tests.test_checkpoints import WITHOUT_HF_ESC, run_without_hf_esc
 from tests.zoo import ZOO
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The erasure is incomplete", "ignore:Whether the head's predictions changed"
 )
+ROOT = Path(__file__).parents[1]
 TRUSTED = {"trust_remote_code": True}
 
 # One process for all: logits by the Auto class, features by AutoModel, and both pipelines where there are pictures.
-EVERYTHING = (
-    WITHOUT_HF_ESC.split("from PIL")[0]
-    + """
-sys.path.insert(0, sys.argv[1])  # where the tests are, for a part that is not installed here
+EVERYTHING = """
+sys.path.insert(0, tests)  # for a part that is not installed here
 from pathlib import Path
-import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageClassification, pipeline
 from tests.zoo import use_natten_stand_in
-trusted = {"trust_remote_code": True}
 use_natten_stand_in()
-for folder in map(Path, sys.argv[2:]):
+answer = []
+for folder in map(Path, folders):
     inputs = load_file(folder / "inputs.safetensors")
     model = AutoModelForImageClassification.from_pretrained(folder, **trusted).eval()
     features = AutoModel.from_pretrained(folder, **trusted).eval()
@@ -49,9 +44,8 @@ for folder in map(Path, sys.argv[2:]):
         image = Image.open(folder / "image.png")
         said["top"] = pipeline("image-classification", model=str(folder), **trusted)(image, top_k=1)[0]
         said["pooled"] = pipeline("image-feature-extraction", model=str(folder), pool=True, **trusted)(image)[0]
-    print("answer", json.dumps(said | {"hf_esc": any(name.split(".")[0] == "hf_esc" for name in sys.modules)}))
+    answer.append(said | {"hf_esc": any(name.split(".")[0] == "hf_esc" for name in sys.modules)})
 """
-)
 
 
 def written(model, inputs, folder: Path, size=None):
@@ -68,7 +62,7 @@ def written(model, inputs, folder: Path, size=None):
         return erased(**inputs)
 
 
-def test_every_architecture_without_hf_esc(tmp_path):
+def test_every_architecture_without_hf_esc(without_hf_esc, tmp_path):
     expected = {}
     for id, tiny in ZOO.items():
         inputs = tiny.inputs()
@@ -82,8 +76,8 @@ def test_every_architecture_without_hf_esc(tmp_path):
     folder = tmp_path / "embedded-all-cnn"
     expected[folder.name] = (folder, written(model, inputs, folder, (28, 28)))
 
-    tests = Path(__file__).parents[1]
-    answers = run_without_hf_esc(EVERYTHING, tests, *(folder for folder, _ in expected.values()), cwd=tmp_path)
+    folders = [str(folder) for folder, _ in expected.values()]
+    answers = without_hf_esc(EVERYTHING, tmp_path, tests=ROOT, folders=folders)
     assert [answer["folder"] for answer in answers] == list(expected)
     assert len(answers) == 46
     with_pictures = 0
@@ -146,7 +140,9 @@ class ForeignForImageClassification(PreTrainedModel):
 """
 
 
-def test_a_base_whose_code_is_its_own_travels_with_it_and_is_refused_with_a_reason_beside_hf_esc(tmp_path):
+def test_a_base_whose_code_is_its_own_travels_with_it_and_is_refused_with_a_reason_beside_hf_esc(
+    without_hf_esc, tmp_path
+):
     """hf_esc's own class is taken where it is installed, and that does not run the code of others."""
     base = tmp_path / "base"
     base.mkdir()
@@ -160,7 +156,7 @@ def test_a_base_whose_code_is_its_own_travels_with_it_and_is_refused_with_a_reas
     inputs = {"pixel_values": torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
     folder = tmp_path / "erased"
     output = written(model, inputs, folder, (16, 16))
-    [answer] = run_without_hf_esc(EVERYTHING, Path(__file__).parents[1], folder, cwd=tmp_path)
+    [answer] = without_hf_esc(EVERYTHING, tmp_path, tests=ROOT, folders=[str(folder)])
     assert answer["class"] == "transformers_modules"
     found = load_file(folder / "answers.safetensors")
     torch.testing.assert_close(found["logits"], output.logits, atol=1e-5, rtol=1e-5)

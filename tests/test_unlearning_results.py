@@ -1,4 +1,8 @@
-"""What the committed experiments say: which bars are met, and exactly which are missed."""
+"""
+What the committed experiments say: which bars are met, and exactly which are missed.
+
+It reads committed numbers and runs none of the code.
+"""
 
 import sys
 from pathlib import Path
@@ -10,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import report_unlearning as report
 
+pytestmark = pytest.mark.results
 CLASSES = ("Trouser", "Shirt", "Bag")
 # A method that forgets a class leaves at most 10 % of its training images, and costs the others at most 5 points of
 # test accuracy. What misses that, by (method, class): what is left is too much (D_f), or what is lost (D_rt).
@@ -73,30 +78,9 @@ def test_a_converged_probe_reads_the_class_after_every_method_but_remap(experime
         assert label == "remap" or read(label, name) > read("random", name) - 10
 
 
-@pytest.mark.parametrize("experiment", MISSED)
-def test_every_method_is_there(experiment):
-    """Without retain images with three classes and three seeds, beside three references; with them at least once."""
-    found = {}
-    for row in report.rows_of(experiment):
-        found.setdefault(row["label"], set()).add((*row["request"], row["seed"]))
-    assert set(found) == set(report.NAMES)
-    for label, of in found.items():
-        once = experiment != "table1-resnet" and label in report.READS_RETAIN and label != "remap"
-        assert of == {(name, seed) for name in CLASSES[: 1 if once else 3] for seed in range(1 if once else 3)}
-
-
 def test_every_row_says_what_it_was_made_with():
     for experiment in MISSED:
         for row in report.rows_of(experiment):
             assert row["key"]
             assert row["setting"]["revision"]
             assert row["label"] in report.REFERENCES or row["seconds"] > 0
-
-
-def test_random_images_are_there_for_every_method_that_can_forget_them():
-    """With three seeds, and each with its reference: without Retrain there is no gap to speak of."""
-    found = {}
-    for row in report.rows_of("table5"):
-        found.setdefault(row["label"], set()).add(row["seed"])
-    assert set(found) == set(report.NAMES) - {"random", "remap", "fisher"}
-    assert all(seeds == {0, 1, 2} for seeds in found.values())

@@ -1,6 +1,5 @@
-"""One of several processes that train unlearning methods: its arguments are a folder and the methods."""
+"""What each of several processes does that train unlearning methods."""
 
-import sys
 import warnings
 from pathlib import Path
 
@@ -32,8 +31,8 @@ def run(name: str, processes: int):
     return dict(trainer.model.state_dict()) | {"steps": torch.tensor(trainer.state.global_step)}
 
 
-if __name__ == "__main__":
-    folder, *methods = sys.argv[1:]
+def train(folder: str, methods: list[str]) -> None:
+    """Run each method, and leave what it leaves in a file of this process."""
     for method in methods:
         found = run(method, 2)
         rank = torch.distributed.get_rank()
