@@ -1,6 +1,7 @@
 """What the documentation says of every method, from the table of methods: nobody writes it twice."""
 
 import inspect
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -37,7 +38,7 @@ def source(method: Method) -> str:
 
 def settings(method: Method) -> str:
     """The reference settings as code, and the defaults that differ from them."""
-    given = [f"{name}={value!r}" for name, value in method.settings.items()]
+    given = [f"{name}={_literal(value)}" for name, value in method.settings.items()]
     if method.trained:
         [module, name] = str(method.arguments).split(":")
         face = "hf_esc.unlearning" if module.startswith("unlearning.") else "hf_esc"
@@ -56,6 +57,11 @@ def settings(method: Method) -> str:
     ]
     but = f" but for {' and '.join(differ)}" if differ else ""
     return "\n".join(["```python", *lines, "```", "", f"Defaults: the same{but}."])
+
+
+def _literal(value: Any) -> str:
+    """A setting as code, with the double quotes that `ruff format` puts in code blocks of Markdown too."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _call(before: str, name: str, values: list[str]) -> list[str]:
