@@ -106,7 +106,7 @@ def small(coloured, all_cnn):
 def whole(small, coloured):
     """All attacks, on a small network."""
     model, processor = small
-    return evaluate_unlearning(model, coloured, [CAT], attacks=ATTACKS, processor=processor, **QUICK)
+    return evaluate_unlearning(model, coloured, [CAT], attacks=ATTACKS, processing_class=processor, **QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -734,7 +734,7 @@ def test_fine_tuning_in_an_evaluation_leaves_it_out_too(whole, small, coloured, 
     assert whole.models["original"].attacks["finetune"] == inside
     passes.clear()
     answers.clear()
-    evaluate_unlearning(model, coloured, [CAT], attacks=["finetune"], processor=processor, **QUICK)
+    evaluate_unlearning(model, coloured, [CAT], attacks=["finetune"], processing_class=processor, **QUICK)
     steps = [logits for training, logits in answers if training]
     assert len(steps) == 200
     assert not torch.equal(steps[0], steps[100])  # the same images, with the projection and without it

@@ -458,7 +458,9 @@ def test_a_reference_is_read_with_its_own_image_processor(erased, resnet, data):
     found = evaluate_unlearning(erased, data, references={"same": resnet, "darker": darker}, **QUICK).models
     assert found["same"].accuracies == found["original"].accuracies
     assert found["darker"].accuracies != found["original"].accuracies
-    given = evaluate_unlearning(erased, data, references={"darker": darker}, processor=load_processor(resnet), **QUICK)
+    given = evaluate_unlearning(
+        erased, data, references={"darker": darker}, processing_class=load_processor(resnet), **QUICK
+    )
     assert given.models["darker"].accuracies == found["original"].accuracies
 
 

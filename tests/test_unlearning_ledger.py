@@ -104,9 +104,9 @@ def test_a_report_leaves_out_what_was_forgotten_before():
     edited.config.erasures = [{"method": "delete", "labels": ["dog"], "label_ids": [1]}]
     both = quietly(edited, ones, rank=1, processing_class=model.image_processor)
     assert erased_labels(erased.config) == set()
-    report = evaluate_unlearning(both, data, forget_labels=[2], seeds=[0], processor=model.image_processor)
+    report = evaluate_unlearning(both, data, forget_labels=[2], seeds=[0], processing_class=model.image_processor)
     assert (report.forget, report.left_out, report.method) == (["bird"], ["dog"], ["delete", "esc"])
-    report = evaluate_unlearning(edited, data, seeds=[0], processor=model.image_processor)
+    report = evaluate_unlearning(edited, data, seeds=[0], processing_class=model.image_processor)
     assert (report.forget, report.left_out, report.projection_sha256) == (["dog"], [], None)
     assert report.weights_sha256 is not None
 

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from ..data.batches import Batch, image_channels
 from ..data.image_data import ImageData
 from ..errors import DataError, ProbeError
+from ..modeling.configuration_esc import is_erased
 from .accuracy import model_classifier, right_answers, share_of
 from .knowledge_retention import Part, retention_of
 from .model_features import ModelFeatures
@@ -235,7 +236,7 @@ def _train(model: PreTrainedModel, batches: Iterable[Batch], mapping: Tensor, le
 
 def projection(network: Any, *, on: bool) -> AbstractContextManager:
     """A context with the projection of an erased model on or off. It changes nothing of another model."""
-    return nullcontext() if on or network.config.model_type != "esc" else network.disable_projection()
+    return nullcontext() if on or not is_erased(network) else network.disable_projection()
 
 
 def _result(name: str, right: Tensor, gone: Tensor, settings: dict[str, Any] | None = None) -> AttackResult:

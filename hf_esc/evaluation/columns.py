@@ -14,6 +14,7 @@ from ..errors import ModelError
 from ..features.sites import evaluating
 from ..ledger.record import edits_weights
 from ..loading import load_processor, random_network
+from ..modeling.configuration_esc import is_erased
 from .attacks import projection
 from .model_features import ModelFeatures, model_features
 
@@ -42,7 +43,7 @@ class Column:
     @property
     def is_erased(self) -> bool:
         """Whether the network has a projection and it is on."""
-        return self.projected and self.network.config.model_type == "esc"
+        return self.projected and is_erased(self.network)
 
 
 def find_columns(
@@ -72,7 +73,7 @@ def find_columns(
     columns = {MODEL: Column(model, own)}
     if ORIGINAL in others:
         columns[ORIGINAL] = others.pop(ORIGINAL)
-    elif model.config.model_type == "esc":
+    elif is_erased(model):
         edited = any(map(edits_weights, model.config.erasures))
         columns[WITHOUT if edited else ORIGINAL] = Column(model, own, projected=False)
     if RETRAIN in others:

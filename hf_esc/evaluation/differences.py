@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MetricError, NonFiniteError
-from ..modeling.modeling_esc import ESCModel
+from ..modeling.modeling_esc import inner_classifier
 
 
 def average_gap(values: Mapping[str, float], reference: Mapping[str, float]) -> float:
@@ -80,9 +80,7 @@ def weight_differences(model: nn.Module, original: nn.Module) -> list[WeightDiff
         MetricError: If the two do not have the same parameters in the same shapes.
         NonFiniteError: If a weight is NaN or infinite.
     """
-    after, before = (
-        dict((side.model if isinstance(side, ESCModel) else side).named_parameters()) for side in (model, original)
-    )
+    after, before = (dict(inner_classifier(side).named_parameters()) for side in (model, original))
     if set(after) != set(before):
         raise MetricError(
             "Weights are compared between models of the same architecture. Only in the model: "

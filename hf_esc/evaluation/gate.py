@@ -101,7 +101,7 @@ def gate_curves(
     train, test = bare.train, bare.test
     for place, factor in enumerate(factors):
         # Code that travels with a checkpoint brings classes of its own, so ask for the kind and not the class.
-        if factor.kind == RemapFactor.kind:
+        if not factor.linear:
             curves.append(_curve(factor, train, test, gone, factors[place + 1 :], thresholds))
         train, test = (replace(split, features=_mapped(factor, split.features)) for split in (train, test))
     return [curve for curve in curves if curve is not None]

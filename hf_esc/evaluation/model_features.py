@@ -25,6 +25,7 @@ from ..data.image_data import ImageData
 from ..errors import DataError
 from ..features.sites import SiteGroup, find_sites
 from ..features.stream import model_inputs, stream_features
+from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 
 
@@ -121,7 +122,7 @@ def model_features(
 def head_sites(model: PreTrainedModel, processor: Any) -> tuple[PreTrainedModel, list[SiteGroup]]:
     """The classifier (of an erased model, the one inside) and the sites where its head reads features."""
     sites = getattr(model.config, "sites", None)
-    if model.config.model_type == "esc" and sites is not None:
+    if is_erased(model) and sites is not None:
         return model.model, [SiteGroup.from_dict(site) for site in sites]
     picture = picture_batch(processor, image_channels(model.config))
     return model, find_sites(model, model_inputs(model, picture))

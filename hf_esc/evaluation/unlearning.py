@@ -17,8 +17,8 @@ from ..data.labels import erased_labels
 from ..errors import DataError, ProbeError
 from ..ledger.record import label_names
 from ..loading import RANDOM_SEED
+from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
-from ..modeling.remap_factor import RemapFactor
 from ..version import __version__
 from .attacks import (
     ATTACKS,
@@ -49,7 +49,7 @@ def evaluate_unlearning(
     curve: bool = False,
     attacks: Sequence[AttackName] = (),
     seeds: Sequence[int] = (0, 1, 2),
-    processor: Any = None,
+    processing_class: Any = None,
     batch_size: int = 64,
     num_workers: int = 0,
     device: torch.device | str | None = None,
@@ -89,8 +89,8 @@ def evaluate_unlearning(
             [`AttackResult`]. `finetune` trains a copy of each network but the random one.
         seeds (`Sequence[int]`): Seeds of the probes that have any randomness and of membership inference. Attacks take
             the first.
-        processor (*optional*): Image processor for all; by default each network has its own, and that of `model` where
-            it has none.
+        processing_class (*optional*): The image processor of all networks; by default each has its own, or that of
+            `model` if it has none.
         batch_size, num_workers: As in [`model_features`].
         device (*optional*): Where probes are trained.
         feature_dir (`str` or `Path`, *optional*): A folder that keeps the features for a later run.
@@ -110,7 +110,7 @@ def evaluate_unlearning(
     _check_options(data, probes, attacks, seeds, of_images=forget_indices is not None)
     forgotten = find_forgotten(model.config, data, forget_labels, forget_indices)
     subject = _subject(model, forgotten)
-    columns = find_columns(model, references or {}, data, processor)
+    columns = find_columns(model, references or {}, data, processing_class)
     features = ColumnFeatures(
         columns,
         data,
@@ -169,7 +169,7 @@ def _subject(model: PreTrainedModel, forgotten: Forgotten) -> dict[str, Any]:
     config: Any = model.config
     ledger = getattr(config, "erasures", [])
     weights = None
-    if config.model_type == "esc":
+    if is_erased(config):
         weights = weights_sha256(model.model)
     elif ledger:  # its weights were edited
         weights = weights_sha256(model)
@@ -231,10 +231,10 @@ class _Attacker:
 def _gates(model: PreTrainedModel, features: ColumnFeatures, forgotten: Forgotten) -> list[GateCurve] | None:
     """The gate of each remap in the model; None where there is no remap, or the projection is off."""
     projections: Any = getattr(model, "projections", ())
-    if model.config.model_type != "esc" or len(projections) != 1 or not projections[0].enabled:
+    if not is_erased(model) or len(projections) != 1 or not projections[0].enabled:
         return None  # a model with several feature tensors has no remap
     factors = projections[0].factors
-    if all(factor.kind != RemapFactor.kind for factor in factors):
+    if all(factor.linear for factor in factors):
         return None
     not_retained = {*forgotten.labels, *erased_labels(model.config)}
     return gate_curves(factors, features.stripped(MODEL), not_retained) or None
