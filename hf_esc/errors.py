@@ -69,9 +69,13 @@ class IncompleteErasureWarning(UserWarning):
     """The projection leaves the head's prediction for many of the forget images as it was."""
 
 
+# Warnings skip the frames of these: a Trainer of transformers may stand between the caller and the reason.
+_PASSED_THROUGH = ("hf_esc", "transformers", "accelerate", "torch")
+
+
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of whoever called into hf_esc, however deep in it the reason was found."""
     frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_THROUGH:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)

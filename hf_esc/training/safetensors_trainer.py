@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, warn
 from .training_state import load_state, save_state
 
 
@@ -48,10 +47,9 @@ class SafetensorsTrainer(Trainer):
         if checkpoint is None:
             return
         if not file.is_file():
-            warnings.warn(
+            warn(
                 f"{checkpoint} was saved with `save_only_model`: optimizer and schedule begin anew, and the result "
-                "can differ from that of a run without an interruption.",
-                stacklevel=2,
+                "can differ from that of a run without an interruption."
             )
             return
         state = load_state(file)

@@ -118,6 +118,8 @@ class ESCTTrainingArguments(ForgettingArguments):
         super().__post_init__()
         if not 0 <= self.tau < 1:
             raise OptionError(f"`tau` is a threshold from 0 up to but not including 1, and `tau={self.tau}`.")
+        if self.tolerance is None:
+            raise OptionError("ESC-T stops at a `tolerance` from 0 up to but not including 1, and it is None.")
         if self.feature_batch_size < 1 or self.feature_memory < 0:
             raise OptionError("`feature_batch_size` is 1 or more, and `feature_memory` 0 or more.")
         if self.place_model_on_device is False:
