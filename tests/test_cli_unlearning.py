@@ -71,7 +71,7 @@ def test_the_settings_of_fisher_are_those_of_the_function():
     defaults = {name: p.default for name, p in inspect.signature(fisher_forgetting).parameters.items()}
     ours = {field.name: field.default for field in dataclasses.fields(FisherArguments)}
     assert ours == {name: defaults[name] for name in ours}
-    elsewhere = {"model", "forget_set", "retain_set", "scenario", "seed", "batch_size", "processor"}
+    elsewhere = {"model", "forget_set", "retain_set", "scenario", "seed", "batch_size", "processing_class"}
     assert set(defaults) == {*ours, *elsewhere, "image_column", "label_column"}
 
 
