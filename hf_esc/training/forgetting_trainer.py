@@ -29,7 +29,7 @@ class ForgettingTrainer(SafetensorsTrainer):
     A run that was cut off goes on from its last checkpoint as if it had not been stopped, and a checkpoint of another
     run is refused. Nothing is saved, pushed or described on a card before `train()` has ended.
 
-    A subclass makes what is trained in its constructor, and defines `settings`, `start`, `finish` and
+    A subclass makes what is trained in its constructor, and defines `settings`, `identity`, `start`, `finish` and
     `evaluation_set`.
 
     Args:

@@ -93,13 +93,8 @@ def fisher_forgetting(
     Warns:
         IncompleteErasureWarning: If more than 10 % of the forget images of a class are right after it.
     """
-    for name, value in {"alpha": alpha, "floor": floor, "batch_size": batch_size, "num_images": num_images}.items():
-        if value is not None and not 0 < value < math.inf:
-            raise OptionError(f"`{name}` is above 0, and it is {value}.")
-    if scenario not in ("classes", "images"):
-        raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
-    if zero_head_rows and scenario == "images":
-        raise OptionError("`zero_head_rows` forgets a class, and these are images of classes that stay.")
+    numbers = {"alpha": alpha, "floor": floor, "batch_size": batch_size, "num_images": num_images}
+    _check_options(numbers, scenario, zero_head_rows=zero_head_rows)
     options: dict[str, Any] = {"image_column": image_column, "label_column": label_column, "memory": image_memory}
     student = copy_of(model).eval()
     if retain_set is None:
@@ -113,13 +108,9 @@ def fisher_forgetting(
     before = logits_of_all(model, forget).argmax(dim=1)
     check_known(before, forget.labels, scenario)
     information = fisher_information(student, retain, batch_size=batch_size)
-    with torch.no_grad():
-        for name, weight in student.named_parameters():
-            if name in information:
-                scale = (alpha / information[name].clamp_min(floor)).sqrt()
-                noise = torch.randn(weight.shape, generator=generator).to(weight.device)
-                weight += (scale * noise).to(weight.dtype)
-        if zero_head_rows:
+    _add_noise(student, information, alpha, floor, generator)
+    if zero_head_rows:
+        with torch.no_grad():
             for rows in _head_rows(student, forget):
                 rows[labels] = 0
     after = logits_of_all(student, forget)
@@ -148,6 +139,27 @@ def fisher_forgetting(
     student.config.erasures = [*getattr(model.config, "erasures", []), record]
     warn_of_unchanged(model.config, record, advice="Take a larger `alpha`, or another method.")
     return student
+
+
+def _check_options(numbers: dict[str, float | None], scenario: str, *, zero_head_rows: bool) -> None:
+    for name, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise OptionError(f"`{name}` is above 0, and it is {value}.")
+    if scenario not in ("classes", "images"):
+        raise OptionError(f"`scenario` is classes or images, not {scenario!r}.")
+    if zero_head_rows and scenario == "images":
+        raise OptionError("`zero_head_rows` forgets a class, and these are images of classes that stay.")
+
+
+@torch.no_grad()
+def _add_noise(
+    model: PreTrainedModel, information: dict[str, Tensor], alpha: float, floor: float, generator: torch.Generator
+) -> None:
+    for name, weight in model.named_parameters():
+        if name in information:
+            scale = (alpha / information[name].clamp_min(floor)).sqrt()
+            noise = torch.randn(weight.shape, generator=generator).to(weight.device)
+            weight.add_((scale * noise).to(weight.dtype))
 
 
 def fisher_information(model: PreTrainedModel, images: LabelledImages, *, batch_size: int = 8) -> dict[str, Tensor]:
