@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections import Counter
 
 # Before anything imports the libraries that read them.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -12,6 +13,31 @@ from hypothesis import settings
 
 settings.register_profile("laws", deadline=None, derandomize=True, database=None, max_examples=20)
 settings.load_profile("laws")
+# Seconds that a test without the mark `slow` may take on a busy machine before the summary names it.
+LIMIT = 15
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """
+    What needs a fresh process is slow. Files with the most slow tests come first, so that no process of the run is
+    left with one when the others have ended.
+    """
+    for item in items:
+        if {"client", "elsewhere"} & set(item.fixturenames):
+            item.add_marker("slow")
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Name the tests that should be marked `slow`. It is no failure: another load of the machine is another time."""
+    reports = [report for kind in ("", "passed") for report in terminalreporter.getreports(kind)]
+    late = [report for report in reports if report.duration > LIMIT and "slow" not in report.keywords]
+    if late:
+        terminalreporter.section(f"not marked slow, and took more than {LIMIT} seconds")
+    for report in sorted(late, key=lambda report: -report.duration):
+        terminalreporter.line(f"{report.duration:.1f}s {report.when} {report.nodeid}")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -96,4 +122,4 @@ def without_hf_esc(elsewhere):
     """Runs code in a folder where hf_esc cannot be imported, and returns the `answer` that it sets."""
     from .processes import WITHOUT_HF_ESC
 
-    return lambda code, cwd, **values: elsewhere(WITHOUT_HF_ESC + code, cwd, **values)["answer"]
+    return lambda code, cwd, /, **values: elsewhere(WITHOUT_HF_ESC + code, cwd, **values)["answer"]

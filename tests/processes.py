@@ -64,7 +64,7 @@ def forks(imports: str, home: Path, environment: Mapping[str, str]) -> Iterator[
             text=True,
         )
 
-    def run(code: str, cwd: Path = home, **values) -> dict:
+    def run(code: str, cwd: Path = home, /, **values) -> dict:
         values = {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
         process.stdin.write(json.dumps({"code": textwrap.dedent(code), "cwd": str(cwd), "values": values}) + "\n")
         process.stdin.flush()

@@ -58,7 +58,7 @@ def clients(hub, home: Path):
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = hub.environment(home / "hub", PYTHONPATH=path, HF_HUB_DISABLE_PROGRESS_BARS="1")
     with forks(IMPORTS, home, environment) as run:
-        yield lambda code, **values: run(code, **values)["answer"]
+        yield lambda code, /, **values: run(code, **values)["answer"]
 
 
 def tiny_vit(names=NAMES, seed=0) -> ViTForImageClassification:

@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from hf_esc import ESCFeatureModel, ESCModel, erase, find_sites
 from hf_esc.errors import SiteError
 from hf_esc.modeling.outputs import logits_of
-from tests.zoo import REFUSED, TIMM, ZOO, build_timm, timm_inputs
+from tests.zoo import REFUSED, TIMM, TIMM_FAST, ZOO, build_timm, timm_inputs
 
 # An incomplete erasure is expected of random weights, and volo's head (a maximum over tokens) cannot be tried alone.
 pytestmark = pytest.mark.filterwarnings(
@@ -86,7 +86,9 @@ def test_no_architecture_is_left_out():
     assert len(ZOO) == 45
 
 
-@pytest.mark.parametrize("name", TIMM)
+@pytest.mark.parametrize(
+    "name", [name if name in TIMM_FAST else pytest.param(name, marks=pytest.mark.slow) for name in TIMM]
+)
 def test_timm_architectures(name):
     inputs = timm_inputs(name, batch_size=2)
     check_contract(build_timm(name), inputs)

@@ -29,6 +29,8 @@ import results  # noqa: E402
 import run  # noqa: E402
 import tune  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 FAST = {"num_train_epochs": 1, "learning_rate": 1e-3}
 
 

@@ -447,6 +447,7 @@ def rendered(card: str) -> str:
     return MarkdownIt("commonmark").enable("table").render(section(card))
 
 
+@pytest.mark.slow
 @quick
 @given(st.lists(hostile, min_size=1, max_size=3), hostile, hostile, hostile)
 @example(HOSTILE, "esc | t", "x`|`", "/")

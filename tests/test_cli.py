@@ -29,6 +29,7 @@ def erased(tmp_path_factory, clothes):
     return output, json.loads(done.stdout)  # one object and nothing else, or this fails
 
 
+@pytest.mark.slow
 def test_erase_prints_one_json_object_with_what_was_measured(erased, clothes):
     output, result = erased
     assert set(result) == {
@@ -63,6 +64,7 @@ def test_erase_prints_one_json_object_with_what_was_measured(erased, clothes):
     assert result["after"]["hm_test"] > 85 > 20 > result["before"]["hm_test"]
 
 
+@pytest.mark.slow
 def test_what_was_written_loads_and_says_the_same(erased):
     output, result = erased
     model = AutoModelForImageClassification.from_pretrained(output)
@@ -72,6 +74,7 @@ def test_what_was_written_loads_and_says_the_same(erased):
     assert [path.name for path in output.parent.iterdir()] == ["model"]
 
 
+@pytest.mark.slow
 def test_evaluate_measures_the_same_with_the_classes_from_the_ledger(hf_esc, erased, clothes):
     output, result = erased
     arguments = ("evaluate", output, "--dataset", clothes, "--probes", "none")
@@ -95,6 +98,7 @@ def test_evaluate_of_a_model_that_is_not_erased(hf_esc, clothes):
     assert set(measured["accuracies"]["model"]) == ACCURACIES
 
 
+@pytest.mark.slow
 def test_a_second_request_is_measured_without_the_first_ones_class(hf_esc, erased, clothes, tmp_path):
     arguments = (erased[0], "--dataset", clothes, "--forget", "Bag", "--output", tmp_path, "--json")
     code, out, _ = hf_esc("erase", *arguments)
@@ -306,6 +310,7 @@ def test_without_a_test_split_its_numbers_are_null(hf_esc, tmp_path, fashion):
         assert values["retain_train"] > 80
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_works_leaves_no_folder(tmp_path):
     arguments = ["erase", "embedded/resnet", "--dataset", "embedded", "--forget", "Trouser", "--output", "out"]
     run = subprocess.Popen(

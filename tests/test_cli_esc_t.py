@@ -10,6 +10,8 @@ from transformers import AutoModelForImageClassification, TrainingArguments
 
 from hf_esc import ESCTTrainingArguments
 
+pytestmark = pytest.mark.slow
+
 ERASE = ("erase", "embedded/resnet", "--forget", "Trouser", "--method", "esc-t", "--no-evaluate")
 TRAIN = ("train", "--model", "embedded/resnet", "--forget", "Trouser", "--evaluate", "False")
 

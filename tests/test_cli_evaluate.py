@@ -15,6 +15,8 @@ from hf_esc.loading import load_processor
 
 from .tiny import tiny
 
+pytestmark = pytest.mark.slow
+
 PAPER, CONVERGED = "KR, the paper's probe", "KR, a converged linear probe"
 
 

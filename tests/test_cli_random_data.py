@@ -21,6 +21,8 @@ from hf_esc.loading import load_processor
 
 from .tiny import batches, images, quietly, tiny
 
+pytestmark = pytest.mark.slow
+
 ROWS = list(range(0, 60, 2))
 
 

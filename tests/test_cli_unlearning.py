@@ -22,6 +22,8 @@ from hf_esc.unlearning.neg_grad import NegGradTrainer
 
 from .tiny import tiny
 
+pytestmark = pytest.mark.slow
+
 FORGET = ("--forget", "Trouser")
 SHORT = ("--max-steps", "2", "--per-device-train-batch-size", "8")
 TRAIN = ("train", "--model", "embedded/resnet", *FORGET, "--evaluate", "False", "--json", "True")

@@ -14,6 +14,8 @@ from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, product
 
 from .tiny import batches, images, quietly, ranks, tiny
 
+pytestmark = pytest.mark.slow
+
 # The classes that are forgotten, in this order.
 TROUSER, BAG, SANDAL, SNEAKER = CLASSES = (1, 8, 5, 7)
 

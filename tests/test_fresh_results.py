@@ -23,6 +23,8 @@ import remap as remap_benchmark  # noqa: E402
 import results  # noqa: E402
 import run  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 MODEL, CLASS, TROUSER = "embedded/resnet", "Trouser", 1
 
 

@@ -20,6 +20,8 @@ from hf_esc.evaluation.unlearning import evaluate_unlearning
 from hf_esc.loading import load_processor, random_network
 from hf_esc.modeling.remap_factor import RemapFactor
 
+pytestmark = pytest.mark.slow
+
 TROUSER, SANDAL, SHIRT, BAG = 1, 5, 6, 8
 QUICK = {"seeds": (0,), "device": "cpu", "batch_size": 200}
 TITLE = "the gate of the remap of"

@@ -320,6 +320,7 @@ def test_the_client_finds_what_it_committed(hub, tmp_path):
     assert hub.repo("me/thing", "space").sdk == "gradio"
 
 
+@pytest.mark.slow
 def test_transformers_loads_what_it_pushed(hub, tmp_path):
     run(TRANSFORMERS, hub, tmp_path)
     tiny, trained = hub.repo("me/tiny"), hub.repo("me/trained")
@@ -371,6 +372,7 @@ def fill(hub, repo_id):
     hub.repo(repo_id).commit("main", "a file", {"file": bytes(range(200))})
 
 
+@pytest.mark.slow
 def test_the_client_asks_again_after_some_failures(hub, tmp_path):
     cases = [(*key, failure) for key in AGAIN for failure in FAILURES if (key[1], failure) != ("HEAD", "lost")]
     repo_ids = [f"me/r{index}" for index in range(len(cases))]
@@ -406,6 +408,7 @@ def test_the_client_asks_once_for_what_is_of_no_repository(hub, tmp_path):
     assert hub.failures == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("without_xet", "commits"), [("1", 1), ("0", 2)])
 def test_a_commit_is_made_though_its_answer_is_lost(hub, tmp_path, without_xet, commits):
     fill(hub, "me/thing")

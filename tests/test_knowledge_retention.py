@@ -24,6 +24,8 @@ from hf_esc.evaluation.knowledge_retention import (
 from hf_esc.evaluation.model_features import ModelFeatures, model_features
 from hf_esc.loading import load_processor
 
+pytestmark = pytest.mark.slow
+
 TROUSER = 1
 CPU = {"device": "cpu"}
 

@@ -133,6 +133,7 @@ def test_offloaded_to_disk_it_is_checked_and_erases(erased, inputs, tmp_path):
     torch.testing.assert_close(logits(loaded, inputs), logits(erased, inputs), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_compiles_and_exports_as_one_graph(erased, inputs):
     expected = logits(erased, inputs)
     compiled = torch.compile(erased, fullgraph=True, backend="eager")

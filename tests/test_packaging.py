@@ -56,6 +56,7 @@ def from_the_wheel(site, elsewhere):
     return lambda code, folder: elsewhere(path + code, folder, site=site)["printed"]
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_what_it_should_and_no_more(site):
     names = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
     for name in (

@@ -73,6 +73,7 @@ def registered() -> dict:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_auto_classes_know_esc_in_any_order_of_imports(registered, order):

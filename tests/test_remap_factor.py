@@ -310,6 +310,7 @@ def test_gradients_pass_where_features_do_and_no_optimizer_sees_it(factor, z):
     assert torch.equal(x.grad[~gated(factor, z)], torch.ones_like(z)[~gated(factor, z)])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_whole_model_compiles_and_exports_as_one_graph_with_equal_answers(erased, pixels):
     model = copy.deepcopy(erased)

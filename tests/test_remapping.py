@@ -39,6 +39,8 @@ from .pictures import NAMES, labelled
 from .tiny import images, tiny
 from .zoo import ZOO, build_timm, timm_inputs
 
+pytestmark = pytest.mark.slow
+
 TROUSER, DRESS, BAG = 1, 3, 8
 COLUMNS = {"image_column": "image", "label_column": "label"}
 

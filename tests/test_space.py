@@ -59,6 +59,7 @@ def most_likely(probabilities):
 # What is computed
 
 
+@pytest.mark.slow
 def test_the_forgotten_class_goes_and_the_others_stay(forgetting, erased):
     before, after = (erased.features[when].test for when in ("before", "after"))
     gone = before.labels == TROUSER
@@ -122,6 +123,7 @@ def test_pictures_to_choose_from_are_test_pictures_one_of_each_class_in_a_row(fo
     assert shown[TROUSER][0].tobytes() == first.convert("RGB").tobytes()
 
 
+@pytest.mark.slow
 def test_the_figure_has_both_panels_on_the_same_axes(forgetting, erased):
     left, right = forgetting.feature_figure(erased).axes
     assert (left.get_title(), right.get_title()) == ("before: original features", "after: projected features")
@@ -135,6 +137,7 @@ def test_the_figure_has_both_panels_on_the_same_axes(forgetting, erased):
     assert 0 < (after - before).norm() <= moved.norm() * 1.001
 
 
+@pytest.mark.slow
 def test_the_text_says_what_was_measured_and_what_is_not_promised(forgetting, erased):
     text = forgetting.explain(erased)
     assert "**Hidden from the head, not deleted.**" in text
@@ -148,18 +151,21 @@ def test_the_text_says_what_was_measured_and_what_is_not_promised(forgetting, er
     assert "incomplete" not in text
 
 
+@pytest.mark.slow
 def test_an_incomplete_erasure_is_called_so(forgetting, erased, monkeypatch):
     record = erased.model.config.erasures[-1] | {"unchanged": 0.25}
     monkeypatch.setattr(erased.model.config, "erasures", [record])
     assert "**The erasure is incomplete**" in forgetting.explain(erased)
 
 
+@pytest.mark.slow
 def test_rank_auto_is_the_packages(forgetting):
     record = forgetting.erasure("embedded/resnet", "Bag", "auto").model.config.erasures[-1]
     assert record["rank"] >= 1
     assert record["unchanged"] <= 0.1
 
 
+@pytest.mark.slow
 def test_the_handler_gives_before_and_after(app, forgetting, erased):
     before, after, figure, text = app.forget(
         "Trouser", "embedded/resnet", "1", forgetting.shown_pictures()[TROUSER][0]
@@ -179,6 +185,7 @@ def test_without_a_picture_it_says_what_to_do(app):
         app.forget("Bag", "embedded/resnet", "1", None)
 
 
+@pytest.mark.slow
 def test_what_the_package_refuses_is_said(app, forgetting):
     with pytest.raises(app.gr.Error, match="Trousers"):
         app.forget("Trousers of mine", "embedded/resnet", "1", forgetting.shown_pictures()[0][0])

@@ -103,6 +103,7 @@ made(load_classifier("embedded/resnet", device="cpu"), forget, callbacks=[Kill()
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_to_the_very_same_mask(resnet, few, run, tmp_path):
     root = Path(__file__).parents[1]
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root, capture_output=True, check=False)

@@ -27,6 +27,8 @@ from hf_esc.loading import load_processor, random_network
 
 from .tiny import tiny
 
+pytestmark = pytest.mark.slow
+
 TROUSER, BAG = 1, 8
 QUICK = {"seeds": (0,), "device": "cpu", "batch_size": 200}
 

@@ -499,6 +499,7 @@ def test_a_model_that_looks_at_values_gets_the_same_information_one_image_at_a_t
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_fisher_noise_has_the_size_of_its_formula():
     """Over many seeds the mean square of what a weight moves is alpha / max(F, floor)."""
     model = learnt()

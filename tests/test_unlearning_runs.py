@@ -11,6 +11,8 @@ from hf_esc.loading import load_processor
 
 from .unlearning import trained
 
+pytestmark = pytest.mark.slow
+
 TROUSER = 1
 RATES = Path(__file__).parents[1] / "benchmarks" / "results" / "tuning" / "resnet.json"
 

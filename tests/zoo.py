@@ -747,7 +747,7 @@ _TIMM_SETTINGS: dict[str, tuple[int, dict]] = {
     "tresnet_m": (64, {"layers": [1, 1, 2, 1]}),
     "twins_pcpvt_small": (64, {"img_size": 64, "depths": [1, 1, 1, 1]}),
     "twins_svt_small": (64, {"img_size": 64, "depths": [2, 2, 2, 2]}),
-    "vgg11": (64, {"mlp_ratio": 0.0625}),
+    "vgg11": (64, {"mlp_ratio": 0.25, "num_features": 256}),
     "visformer_tiny": (64, {"img_size": 64}),
     "vit_pe_core_tiny_patch16_384": (64, {"img_size": 64, "depth": 2}),
     "vit_tiny_r_s16_p8_224": (64, {"img_size": 64, "depth": 2}),
