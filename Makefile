@@ -3,12 +3,15 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# The oldest Python, and the oldest version of each library, that pyproject.toml allows.
+OLDEST_PYTHON ?= python3.10
+OLDEST_VENV ?= .venv-oldest
 # Busy threads of several processes on few cores are many times slower than one each.
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo space test test-quick lint types docs bench bench-check tune experiments experiments-quick paper-table1 report figures wheel clean
+.PHONY: demo space test test-quick test-oldest lint types docs bench bench-check tune experiments experiments-quick paper-table1 report figures wheel clean
 
 $(INSTALLED): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +34,16 @@ test: $(INSTALLED)  ## The whole suite, offline
 
 test-quick: $(INSTALLED)  ## The tests that take no more than a few seconds each
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+$(OLDEST_VENV)/.installed: requirements/oldest.txt pyproject.toml setup.cfg
+	@command -v $(OLDEST_PYTHON) > /dev/null || { echo "make test-oldest runs the suite in $(OLDEST_PYTHON), which is \
+	not on the path. Install it, or name it: make test-oldest OLDEST_PYTHON=/path/to/python3.10" >&2; exit 1; }
+	$(OLDEST_PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check -r requirements/oldest.txt -e ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST_VENV)/.installed  ## The whole suite, offline, with the oldest versions that pyproject.toml allows
+	$(OLDEST_VENV)/bin/python -m pytest -n auto --dist worksteal
 
 $(VENV)/.dev: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"

@@ -259,7 +259,10 @@ def _with_class_indices(
         raise DataError(
             f"The test split of {name!r} has labels that the training split has not: {sorted(strange)[:5]}."
         )
-    return split.cast_column(column, ClassLabel(names=names)), names
+    # Before 5.2, casting to `ClassLabel` takes the text "3" for the index 3 and not for the class of that name.
+    index = {class_name: number for number, class_name in enumerate(names)}
+    indices = [index[value] for value in values]
+    return split.remove_columns(column).add_column(column, indices, feature=ClassLabel(names=names)), names
 
 
 def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
