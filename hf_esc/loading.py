@@ -48,12 +48,17 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
             f"No image classifier can be loaded from {name!r}: {_first_line(error)} It should be `embedded`, a folder "
             "saved by `save_pretrained`, or an id on the Hub."
         ) from error
-    if info["missing_keys"]:
-        raise ModelError(
-            f"{name!r} has no weights for {', '.join(sorted(info['missing_keys'])[:4])} of a "
-            f"{type(model).__name__}. It is "
-            "no trained image classifier: fine-tune it first, or name one that has its head."
-        )
+    for problem, what in (
+        ("missing_keys", "has no weights for"),
+        ("mismatched_keys", "has weights of another shape for"),
+        ("unexpected_keys", "has weights that do not belong to it:"),
+    ):
+        if keys := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem]):
+            raise ModelError(
+                f"{name!r} {what} {', '.join(keys[:4])} ({type(model).__name__}, {len(keys)} in all). What is missing "
+                "would be drawn at random. It is no trained image classifier: fine-tune it first, merge its adapters, "
+                "or name one that has its head."
+            )
     _note_commit(model.config, str(name), kwargs.get("revision"))
     device = device if device is not None else default_device()
     try:

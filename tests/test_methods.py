@@ -205,6 +205,16 @@ def test_a_method_is_added_by_its_file_and_its_row(with_toys, clothes, tmp_path)
     assert "Toy In Front" in said
     train = ("--model", "embedded/resnet", "--dataset", clothes, "--forget", "Trouser", "--evaluate", "False")
     told = run(
-        "-m", "hf_esc.cli", "train", "--method", "toy", *train, "--output_dir", "run", "--max_steps", "2", "--use_cpu"
+        "-m",
+        "hf_esc.cli",
+        "train",
+        "--method",
+        "toy",
+        *train,
+        "--output_dir",
+        "trained",
+        "--max_steps",
+        "2",
+        "--use_cpu",
     )
     assert "toy, 2 steps on them" in told

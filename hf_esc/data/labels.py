@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from ..errors import LabelError
+from ..errors import LabelError, ModelError
 
 # The name of a class whose own name may not be said, in a model that has forgotten it.
 _REDACTED = re.compile(r"redacted-\d+")
@@ -17,12 +17,51 @@ _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)
 
 
 def model_label_names(config) -> list[str] | None:
-    """The names in a model's `id2label` in the order of its logits; None where it has only `LABEL_0`, `LABEL_1`, …"""
-    id2label: Mapping[int, str] | None = config.id2label
-    if not id2label:
+    """
+    The names in a model's `id2label` in the order of its logits; None where it has only `LABEL_0`, `LABEL_1`, …
+
+    Raises:
+        LabelError: If its keys are not the numbers from 0 on: class i is the i-th logit, and anything else is a guess.
+    """
+    if not config.id2label:
         return None
-    names = [str(id2label[index]) for index in sorted(id2label)]
+    by_number = numbered_names(config)
+    names = [by_number[index] for index in range(len(by_number))]
     return None if all(_PLACEHOLDER.fullmatch(name) for name in names) else names
+
+
+def numbered_names(config) -> dict[int, str]:
+    """`id2label` with whole numbers as keys: a file, or a user, may write them as text. Raises as above."""
+    id2label: Mapping[int | str, str] = config.id2label
+    named = {int(key): str(name) for key, name in id2label.items() if re.fullmatch(r"\d+", str(key))}
+    if set(named) != set(range(len(id2label))):
+        raise LabelError(
+            f"The `id2label` of the model has the keys {_listed(list(map(str, id2label)))}, and class i is logit i: "
+            f"they should be 0 to {len(id2label) - 1}. Number the classes from 0, in the order of the logits."
+        )
+    return named
+
+
+def check_classes(config) -> None:
+    """
+    Raise unless a model gives each image one of several classes, by numbers from 0 on.
+
+    Raises:
+        ModelError: If it gives an image several labels, or one number.
+        LabelError: As [`model_label_names`].
+    """
+    kind = getattr(config, "problem_type", None)
+    if kind == "multi_label_classification":
+        raise ModelError(
+            "This model gives an image several labels (`problem_type` is multi_label_classification). A class is "
+            "erased from models that give each image one: whether a label of several is gone, nothing here tells."
+        )
+    if kind == "regression" or config.num_labels == 1:
+        raise ModelError(
+            "This model gives an image one number and no class (a single logit, or `problem_type` is regression). "
+            "There is no class to forget. A classifier of two classes has two logits."
+        )
+    model_label_names(config)
 
 
 def erased_labels(config) -> set[int]:

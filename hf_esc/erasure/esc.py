@@ -84,8 +84,8 @@ def erase(
     Returns:
         [`ESCModel`]: In eval mode, with weights of its own. `config.erasures[-1]["unchanged"]` is the share of a
         sample of the forget images whose prediction the projection did not change; with labels, the share that was
-        classified right and still is. `unchanged_by_label` has that for each of `label_ids`, and the warning and
-        `rank="auto"` go by the worst.
+        classified right and still is. `right_after_by_label` has, for each of `label_ids`, the share that the head
+        gives that label after the erasure. The warning and `rank="auto"` go by the worst of these.
 
     Raises:
         ForgetSetError: If the forget set is empty or no forget set.
@@ -98,8 +98,8 @@ def erase(
         OptionError: If `scenario="images"` meets `per_class`, which needs classes.
 
     Warns:
-        IncompleteErasureWarning: If more than 10 % of the predictions are unchanged. The smallest rank that would do
-            is named.
+        IncompleteErasureWarning: If the head gives more than 10 % of the forget images of a class that class, or
+            without labels, leaves more than 10 % of the predictions. The smallest rank that would do is named.
     """
     _check_arguments(scenario, p, rank, per_class)
     batches, image_processor = forget_batches(
@@ -171,13 +171,12 @@ def _warn_if_incomplete(config, record: Mapping[str, Any], search: RankSearch) -
         if smallest is not None
         else f"No rank that was tried brings that to {MOST_UNCHANGED:.0%} or less: do the images share a class?"
     )
-    by_label = dict(zip(record["label_ids"] or (), record["unchanged_by_label"] or (), strict=False))
-    worst = ""
-    if len(by_label) > 1:
-        label, share = max(by_label.items(), key=lambda item: item[1])
-        worst = f", and {share:.1%} of those of class {label_names(config, by_label)[label]!r}"
-    what = (
-        f"with rank {record['rank']}, the head still gives {record['unchanged']:.1%} of the forget images{worst} the "
-        "prediction that it gave before"
-    )
+    after = dict(zip(record["label_ids"] or (), record["right_after_by_label"] or (), strict=False))
+    if after:
+        label, share = max(after.items(), key=lambda item: item[1])
+        of = f" those of class {label_names(config, after)[label]!r} among" if len(after) > 1 else ""
+        left = f"{share:.1%} of{of} the forget images their class ({record['right_before']:.1%} of all before)"
+    else:
+        left = f"{record['unchanged']:.1%} of the forget images the prediction that it gave before"
+    what = f"with rank {record['rank']}, the head still gives {left}"
     warn_if_incomplete(config, record, what, advice=advice)

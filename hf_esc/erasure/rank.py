@@ -100,15 +100,18 @@ class RankSearch:
         if self.before is None:
             erased_before = any(len(projection.factors) for projection in self.model.projections)
             self.before = self.predictions(self.old) if erased_before else self.statistics.sample.predictions
-        same = self.predictions(bases) == self.before
+        after = self.predictions(bases)
+        same = after == self.before
         labels = self.statistics.sample.labels
         if labels is None:
             return Unchanged(same.double().mean().item())
         right = self.before == labels
-        by_label = {
-            label: (same & right)[labels == label].double().mean().item() for label in labels.unique().tolist()
-        }
-        return Unchanged((same & right).double().mean().item(), by_label, right.double().mean().item())
+        return Unchanged(
+            (same & right).double().mean().item(),
+            _by_label(same & right, labels),
+            right.double().mean().item(),
+            _by_label(after == labels, labels),
+        )
 
     def predictions(self, bases: Sequence[Tensor]) -> Tensor:
         """The head's class for each sampled image `(n,)`, with these bases projected out."""
@@ -122,8 +125,8 @@ class RankSearch:
 
     def smallest_rank(self, limit: int | None = None) -> int | None:
         """
-        The smallest rank, up to `limit`, that leaves no more than `MOST_UNCHANGED` of the predictions of any label;
-        None where there is none.
+        The smallest rank, up to `limit`, with which the head gives no label to more than `MOST_UNCHANGED` of its
+        images (without labels: that leaves no more of the predictions); None if there is none.
         """
         groups = range(len(self.old))
         largest = max(group.dim for group in self.statistics.groups) - 1
@@ -136,3 +139,8 @@ class RankSearch:
             if unchanged is not None and unchanged.worst <= MOST_UNCHANGED:
                 return rank
         return None
+
+
+def _by_label(those: Tensor, labels: Tensor) -> dict[int, float]:
+    """For each label, the fraction of its images that are among `those` `(n,)`."""
+    return {label: those[labels == label].double().mean().item() for label in labels.unique().tolist()}

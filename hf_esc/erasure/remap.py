@@ -168,14 +168,15 @@ def remap(
             (same & right).double().mean().item(),
             {label: (same & right)[rows].double().mean().item() for label, rows in of.items()},
             right.double().mean().item(),
+            {label: (after == label)[rows].double().mean().item() for label, rows in of.items()},
         ),
         unchanged_of=len(features),
     )
     warn_if_incomplete(
         model.config,
         record,
-        f"the gate finds {record['gate_recall']:.1%} of the forget images, and the head still gives "
-        f"{record['unchanged']:.1%} of them the prediction that it gave before",
+        f"the gate finds {record['gate_recall']:.1%} of the forget images, and the head still gives up to "
+        f"{max(record['right_after_by_label']):.1%} of those of a class their class",
         advice="Take a lower `threshold`, or forget images that are more like those that will come.",
         unseen=", and only those are remapped",
     )

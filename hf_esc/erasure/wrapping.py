@@ -10,6 +10,7 @@ from typing import TypeVar
 from transformers import PreTrainedModel
 
 from ..data.batches import Batch
+from ..data.labels import check_classes, numbered_names
 from ..data.model_batches import NOTHING_TO_FORGET
 from ..errors import ForgetSetError, HfEscError, ModelError, OptionError
 from ..features.sites import SiteGroup, find_sites, graph_tensors
@@ -56,7 +57,8 @@ def copy_of_model(model: Model) -> Model:
     A deep copy of a model, also of one that caches tensors with a graph, which Python cannot copy.
 
     Raises:
-        ModelError: If the model is offloaded, or is the inside of an erased one.
+        ModelError: If the model is offloaded, is the inside of an erased one, or gives an image no one class.
+        LabelError: If the model does not number its classes from 0 on.
     """
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
@@ -68,7 +70,11 @@ def copy_of_model(model: Model) -> Model:
                         "This is the inside of an erased model, and its erasure would be lost on saving. Pass the "
                         "ESCModel."
                     )
-    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
+    check_classes(model.config)
+    copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
+    if copied.config.id2label:
+        copied.config.id2label = numbered_names(copied.config)
+    return copied
 
 
 def _sites_of(model: PreTrainedModel, batch: Batch) -> list[SiteGroup]:

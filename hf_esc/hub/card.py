@@ -30,6 +30,7 @@ END = "<!-- end hf_esc -->"
 TAGS = ["machine-unlearning", "concept-erasure", "esc"]
 # The keys of a record that are no settings of its method.
 _NO_SETTINGS = {"method", "kind", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label"}
+_NO_SETTINGS |= {"right_after_by_label"}
 _NO_SETTINGS |= {"right_before", "unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
 _NO_SETTINGS |= {"projection_sha256"}
 
@@ -222,6 +223,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
     keys = (known.shown if known is not None else ()) or [key for key in record if key not in _NO_SETTINGS]
     settings = [f"{key} {record[key]}" for key in keys if record.get(key) is not None and record[key] is not False]
     unchanged, of = record.get("unchanged"), record.get("unchanged_of")
+    after = record.get("right_after_by_label")
     unnamed = "single images" if record.get("scenario") == "images" else "images without labels"
     return {
         "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or unnamed,
@@ -229,6 +231,7 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
         "settings": escaped(", ".join(settings)),
         "images": str(record.get("num_images", "")),
         "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",
+        "after": "not known" if not after else f"{100 * max(after):.1f} %",
         "date": escaped(str(record.get("date", ""))[:10]),
     }
 

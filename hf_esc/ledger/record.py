@@ -35,15 +35,20 @@ class Unchanged:
         by_label (`dict[int, float]`, *optional*): The same for each label: a class that stays whole must not hide
             behind others that are gone.
         right_before (`float`, *optional*): With labels, the fraction whose prediction was right before.
+        right_after (`dict[int, float]`, *optional*): With labels, for each the fraction that the head gives it after
+            the erasure, whatever it gave before: an erasure can also teach a class. This decides what is complete.
     """
 
     share: float
     by_label: dict[int, float] | None = None
     right_before: float | None = None
+    right_after: dict[int, float] | None = None
 
     @property
     def worst(self) -> float:
-        """The largest share of any label."""
+        """The largest fraction that keeps a label, or where there are no labels, its prediction."""
+        if self.right_after:
+            return max(self.right_after.values())
         return max(self.by_label.values()) if self.by_label else self.share
 
 
@@ -95,10 +100,11 @@ def is_complete(record: Mapping[str, Any]) -> bool | None:
     """
     Whether an erasure is complete, by what its record says of the head's answers. Nothing else decides that.
 
-    It is where no label keeps more than 10 % of the forget images, or after a training with a tolerance of its own, no
-    more than that of all. It is not where the head was wrong about nearly all of them before: then nothing can be
-    seen. None where nothing tells: the predictions could not be compared, or single images were forgotten, whose
-    classes stay.
+    It is complete if the head gives no label to more than 10 % of its forget images, whatever it gave them before. A
+    training in front of the head has a tolerance of its own, and is complete if no larger fraction of all is right. An
+    erasure is not complete if the head was wrong about nearly all forget images before: then nothing can be seen.
+
+    None if nothing tells: the predictions could not be compared, or single images were forgotten, whose classes stay.
     """
     unchanged, right_before = record.get("unchanged"), record.get("right_before")
     if unchanged is None or record.get("scenario") == "images":
@@ -107,7 +113,9 @@ def is_complete(record: Mapping[str, Any]) -> bool | None:
         return False
     if not edits_weights(record) and record.get("tolerance") is not None:
         return unchanged <= record["tolerance"] + 1e-9
-    return max(record.get("unchanged_by_label") or [unchanged]) <= MOST_UNCHANGED
+    # Records that were written before there was `right_after` have the other.
+    left = record.get("right_after_by_label") or record.get("unchanged_by_label") or [unchanged]
+    return max(left) <= MOST_UNCHANGED
 
 
 def warn_if_incomplete(config, record: Mapping[str, Any], what: str, *, advice: str, unseen: str = "") -> None:
@@ -173,6 +181,7 @@ def ledger_record(
         "unchanged": unchanged.share if unchanged else None,
         "unchanged_by_label": list(unchanged.by_label.values()) if unchanged and unchanged.by_label else None,
         "right_before": unchanged.right_before if unchanged else None,
+        "right_after_by_label": list(unchanged.right_after.values()) if unchanged and unchanged.right_after else None,
         "unchanged_of": unchanged_of,
         "base": base,
         "base_revision": revision,

@@ -24,7 +24,8 @@ class ESCConfig(PretrainedConfig):
             forgotten: `"classes"`, also where it is not there, or `"images"` of classes that stay), `p`, `rank`,
             `per_class`, `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the
             forget images whose prediction stayed, of a sample of `unchanged_of`; where weights were edited, share that
-            is right after it), `unchanged_by_label`, `right_before` (share that had the prediction of its label
+            is right after it), `unchanged_by_label`, `right_after_by_label` (for each label the share that
+            the head gives it afterwards), `right_before` (share that had the prediction of its label
             before), `versions` and `date`; `projection_sha256` and `base_sha256`, fingerprints of all projections
             after it and of the classifier inside (where weights were edited, of what they were before); `base` and
             `base_revision`, where that came from on the Hub; for `esc-t` the settings and the end of the training too,
@@ -62,7 +63,8 @@ class ESCConfig(PretrainedConfig):
         self.erasures = list(erasures or [])
         if kwargs.get("id2label") is None and base_config.id2label is not None:
             kwargs.pop("num_labels", None)
-            kwargs["id2label"], kwargs["label2id"] = dict(base_config.id2label), dict(base_config.label2id or {})
+            kwargs["id2label"] = {int(number): name for number, name in base_config.id2label.items()}
+            kwargs["label2id"] = dict(base_config.label2id or {})
         elif kwargs.get("id2label") is None:
             kwargs["num_labels"] = base_config.num_labels
         if kwargs.get("problem_type") is None:

@@ -91,6 +91,11 @@ class ESCModel(PreTrainedModel):
     def __init__(self, config: ESCConfig, model: PreTrainedModel | None = None):
         super().__init__(config)
         self.model = _build_base(config.base_config) if model is None else model
+        if model is not None:
+            # `post_init` draws new weights for modules without this mark: a head that a user put in, adapters, layers
+            # that a conversion made. What was given is trained, whoever made it.
+            for module in model.modules():
+                module._is_hf_initialized = True  # type: ignore[assignment]
         self.main_input_name = self.model.main_input_name
         self._no_split_modules = self.model._no_split_modules
         self.loss_type = "ForImageClassification"  # transformers guesses from the class name otherwise
@@ -269,6 +274,12 @@ class ESCModel(PreTrainedModel):
                     f"fit the "
                     "configuration, and without it nothing is erased. Fetch the checkpoint anew, or erase the "
                     "original again."
+                )
+            if keys and problem != "mismatched_keys":
+                raise CheckpointError(
+                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {sorted(keys)[:4]}. The weights do "
+                    "not fit the configuration, and what is missing would be drawn at random, which looks erased. "
+                    "Fetch the checkpoint anew, or erase the original again."
                 )
         if strict and info["mismatched_keys"]:
             raise CheckpointError(

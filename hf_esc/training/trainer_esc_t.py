@@ -337,6 +337,7 @@ class ESCTTrainer(ForgettingTrainer):
                 sum(right.values()) / images,
                 shares if self.forgets_classes else None,
                 sum(self._right_before.values()) / images,
+                shares if self.forgets_classes else None,
             ),
             labels=right,
             num_images=images,

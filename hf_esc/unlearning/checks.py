@@ -102,7 +102,7 @@ def unchanged_predictions(before: Tensor, after: Tensor, labels: Tensor, *, by_l
     if not by_label:
         return Unchanged((right & still).double().mean().item(), None, right.double().mean().item())
     shares = {label: still[labels == label].double().mean().item() for label in labels.unique().tolist()}
-    return Unchanged(still.double().mean().item(), shares, right.double().mean().item())
+    return Unchanged(still.double().mean().item(), shares, right.double().mean().item(), shares)
 
 
 def not_finite(model: PreTrainedModel, logits: Tensor) -> str | None:

@@ -1,0 +1,164 @@
+"""
+Ways in which a class could look erased and not be. Each test states the law that forbids one, and is named after it.
+"""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hf_esc import erase, load_classifier
+from hf_esc.all_cnn import AllCNNForImageClassification
+from hf_esc.data.labels import model_label_names
+from hf_esc.errors import HfEscError, IncompleteErasureWarning, LabelError, ModelError
+from hf_esc.features.sites import SiteGroup
+from hf_esc.ledger.record import is_complete
+
+from .pictures import NAMES, labelled
+from .tiny import batches, images, quietly, tiny
+from .zoo import ZOO
+
+
+def as_if_put_in_by_a_user(model):
+    """Take transformers' marks of initialisation off all modules, and change every weight: as after a surgery."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        module.__dict__.pop("_is_hf_initialized", None)
+        for parameter in module.parameters(recurse=False):
+            parameter.__dict__.pop("_is_hf_initialized", None)
+            if parameter.is_floating_point():
+                parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
+    return model
+
+
+# Wrapping changes no tensor.
+
+
+@pytest.mark.parametrize("architecture", ZOO.values(), ids=ZOO)
+def test_wrapping_changes_no_tensor_whatever_was_put_into_the_model(architecture):
+    model = as_if_put_in_by_a_user(architecture.build())
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    erased = quietly(model, [architecture.inputs()], rank=1)
+    after = erased.model.state_dict()
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize("part", ["classifier", "norm", "head in a Sequential"])
+def test_a_replaced_module_stays_what_it_is(part):
+    model = tiny()
+    if part == "norm":
+        model.layers[0][1] = nn.BatchNorm2d(4).eval()
+        nn.init.normal_(model.layers[0][1].weight)
+    else:
+        head = nn.Linear(8, len(NAMES))
+        model.classifier = head if part == "classifier" else nn.Sequential(nn.Dropout(0.1), head)
+        model.eval()
+    x = images(6)
+    expected = model(pixel_values=x).logits
+    erased = quietly(model, batches(x), rank=1)
+    with erased.disable_projection():
+        assert torch.equal(erased(pixel_values=x).logits, expected)
+
+
+# Class i is the i-th logit.
+
+
+def vit_with(id2label):
+    model = tiny([f"class {i}" for i in range(12)])
+    model.config.id2label = id2label
+    return model
+
+
+def test_names_with_numbers_as_text_stand_at_their_numbers_and_not_in_the_order_of_the_text():
+    names = [f"class {i}" for i in range(12)]
+    config = vit_with({str(i): name for i, name in enumerate(names)}).config
+    assert model_label_names(config) == names
+    forget = labelled([10] * 6, names)
+    model = vit_with({str(i): name for i, name in enumerate(names)})
+    from .test_erasure import PROCESSOR
+
+    erased = quietly(model, forget, rank=1, processing_class=PROCESSOR)
+    assert erased.config.erasures[-1]["label_ids"] == [10]
+    assert erased.config.erasures[-1]["labels"] == ["class 10"]
+    assert erased.config.id2label[10] == "class 10"
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [range(1, 13), [*range(11), 12], [*range(11), "x"], [*range(11), -1], [str(i + 1) for i in range(12)]],
+    ids=str,
+)
+def test_any_other_set_of_keys_is_an_error(keys):
+    model = vit_with({key: f"class {i}" for i, key in enumerate(keys)})
+    with pytest.raises(LabelError, match="id2label"):
+        quietly(model, batches(images(4)), rank=1)
+
+
+# What the head was never trained to say.
+
+
+def test_a_head_that_transformers_made_up_is_refused():
+    for options in ({"num_labels": 5}, {"num_labels": 12}):
+        with pytest.raises(ModelError, match="classifier"):
+            load_classifier("embedded/resnet", device="cpu", ignore_mismatched_sizes=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"problem_type": "multi_label_classification"}, "several labels"),
+        ({"problem_type": "regression"}, "one number"),
+    ],
+    ids=str,
+)
+def test_what_has_no_one_class_for_an_image_is_refused(change, words):
+    model = tiny()
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ModelError, match=words):
+        quietly(model, batches(images(4)), rank=1)
+
+
+def test_a_model_with_one_logit_is_refused():
+    with pytest.raises(HfEscError, match="one"):
+        quietly(tiny(["only"]), batches(images(4)), rank=1)
+
+
+def test_a_model_that_was_wrapped_before_is_not_wrapped_again():
+    model = copy.deepcopy(tiny())
+    erased = quietly(model, batches(images(6)), rank=1)
+    twice = quietly(erased, batches(images(6, 1)), rank=1)
+    assert type(twice.model) is type(model)
+
+
+# What counts is how many forget images the head gives their class afterwards.
+
+
+class OnFeatures(AllCNNForImageClassification):
+    """A classifier that is its head alone: images are features."""
+
+    def forward(self, pixel_values, **_):
+        return ImageClassifierOutput(logits=self.classifier(pixel_values))
+
+
+def test_a_class_that_the_erasure_teaches_is_not_gone():
+    """The large feature says "cat" to most of the dogs. Without it, the small one says "dog" to all of them."""
+    model = OnFeatures(tiny().config).eval()
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.zero_()
+        model.classifier.weight[1, 0] = 1.0
+        model.classifier.weight[0, 1] = 1.0
+    features = torch.zeros(40, 8)
+    features[:, 0], features[:, 1] = 1.0, 10.0
+    features[:8, 1] = -10.0
+    dogs = [{"pixel_values": features, "labels": torch.ones(40, dtype=torch.long)}]
+    with pytest.warns(IncompleteErasureWarning, match="still gives 100.0% of the forget images their class"):
+        erased = erase(model, dogs, rank=1, sites=[SiteGroup(("classifier",), 8)])
+    record = erased.config.erasures[-1]
+    assert record["unchanged"] == record["right_before"] == 0.2
+    assert record["right_after_by_label"] == [1.0]
+    assert is_complete(record) is False
