@@ -15,7 +15,9 @@ from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from .embedded import resolve_model
-from .errors import HfEscError, ModelError
+from .errors import CheckpointError, HfEscError, ModelError
+from .methods import edited_fingerprint
+from .modeling.fingerprints import weights_sha256
 from .modeling.modeling_esc import inner_classifier
 
 # Of the network that reports are made with.
@@ -35,7 +37,8 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
     Raises:
         ModelError: If it cannot be loaded, is no image classifier, or its head has no weights in the checkpoint:
             transformers would start a random one, and to erase a class from that means nothing.
-        CheckpointError: If it is an erased model with a damaged projection.
+        CheckpointError: If it is an erased model with a damaged projection, or its ledger says that its weights were
+            edited, and they are not those that the edit left.
     """
     try:
         model, info = AutoModelForImageClassification.from_pretrained(
@@ -59,12 +62,25 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
                 "would be drawn at random. It is no trained image classifier: fine-tune it first, merge its adapters, "
                 "or name one that has its head."
             )
+    if not {"dtype", "torch_dtype", "quantization_config"} & set(kwargs):  # in another type, they have another one
+        _check_edited(model, name)
     _note_commit(model.config, str(name), kwargs.get("revision"))
     device = device if device is not None else default_device()
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # a name that torch does not know, or a device that is not there
         raise ModelError(f"The device {str(device)!r} cannot be used: {_first_line(error)}") from error
+
+
+def _check_edited(model: PreTrainedModel, name: str | Path) -> None:
+    """Raise a [`CheckpointError`] where a ledger says that weights were edited, and these are others."""
+    recorded = edited_fingerprint(getattr(model.config, "erasures", []))
+    if recorded is not None and weights_sha256(inner_classifier(model)) != recorded:
+        raise CheckpointError(
+            f"The ledger of {name!r} says that its weights were edited to forget, and these are others: their "
+            f"fingerprint is not {recorded[:12]}… They were trained since, or belong to another model, perhaps the "
+            "original. Fetch the checkpoint anew, or unlearn again."
+        )
 
 
 def load_processor(model: PreTrainedModel) -> Any:

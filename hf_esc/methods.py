@@ -5,7 +5,7 @@ It imports nothing heavy: a row says where its class or function is, and [`Metho
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -348,6 +348,15 @@ _ROWS = (
     ),
 )
 METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+
+def edited_fingerprint(ledger: Sequence[Mapping[str, Any]]) -> str | None:
+    """
+    The fingerprint that the weights had after they were last edited; None where they were not, or the record is of a
+    version that did not write it.
+    """
+    edits = [record for record in ledger if kind_of(record) == WEIGHTS]
+    return edits[-1].get("weights_sha256") if edits else None
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

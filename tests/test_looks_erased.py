@@ -3,21 +3,27 @@ Ways in which a class could look erased and not be. Each test states the law tha
 """
 
 import copy
+import json
+import shutil
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from transformers import TrainerCallback
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_esc import erase, load_classifier
+from hf_esc import erase, load_classifier, verify
 from hf_esc.all_cnn import AllCNNForImageClassification
 from hf_esc.data.labels import model_label_names
-from hf_esc.errors import HfEscError, IncompleteErasureWarning, LabelError, ModelError
+from hf_esc.errors import CheckpointError, HfEscError, HubError, IncompleteErasureWarning, LabelError, ModelError
 from hf_esc.features.sites import SiteGroup
+from hf_esc.hub.push import push
 from hf_esc.ledger.record import is_complete
 
 from .pictures import NAMES, labelled
 from .tiny import batches, images, quietly, tiny
+from .unlearning import learnt, made, trained
 from .zoo import ZOO
 
 
@@ -162,3 +168,70 @@ def test_a_class_that_the_erasure_teaches_is_not_gone():
     assert record["unchanged"] == record["right_before"] == 0.2
     assert record["right_after_by_label"] == [1.0]
     assert is_complete(record) is False
+
+
+# A ledger that the weights do not bear out.
+
+
+@pytest.fixture(scope="module")
+def edited_folder(tmp_path_factory):
+    """What a training that forgets leaves, saved, and the weights from before it."""
+    folder = tmp_path_factory.mktemp("edited")
+    trainer = trained("delete", learning_rate=0.05, num_train_epochs=4)
+    trainer.model.save_pretrained(folder / "edited")
+    learnt().save_pretrained(folder / "before")
+    return folder
+
+
+def test_unedited_weights_under_the_ledger_of_an_edit_are_refused_everywhere(edited_folder, tmp_path, hf_esc):
+    assert load_classifier(edited_folder / "edited", device="cpu") is not None
+    assert [check.passed for check in verify(edited_folder / "edited")] == [True, True, True]
+    torn = tmp_path / "torn"
+    shutil.copytree(edited_folder / "edited", torn)
+    shutil.copy(edited_folder / "before" / "model.safetensors", torn)
+    with pytest.raises(CheckpointError, match="says that its weights were edited"):
+        load_classifier(torn, device="cpu")
+    assert verify(torn)[-1].passed is False
+    assert hf_esc("verify", torn)[0] == 1
+    assert hf_esc("push", torn, "me/torn")[0] == 2
+    assert hf_esc("evaluate", torn, "--dataset", "embedded")[0] == 2
+
+
+def test_a_push_of_other_weights_than_the_edit_left_is_refused(edited_folder):
+    model = load_classifier(edited_folder / "edited", device="cpu")
+    model.load_state_dict(learnt().state_dict())
+    with pytest.raises(HubError, match="these are others"):
+        push(model, "me/other")
+
+
+def test_a_second_training_does_not_carry_the_record_of_the_first(tmp_path):
+    saving = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 1}
+    trainer = made("delete", learning_rate=1e-3, num_train_epochs=1, **saving)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IncompleteErasureWarning)
+        trainer.train()
+        shutil.rmtree(tmp_path)
+        trainer.train()
+    [checkpoint] = tmp_path.glob("checkpoint-*")
+    assert "erasures" not in json.loads((checkpoint / "config.json").read_text())
+    assert len(trainer.model.config.erasures) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_training_puts_on_a_model_it_takes_off(fails):
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            if fails:
+                raise KeyboardInterrupt
+
+    for method in ("salun", "lau"):
+        trainer = made(method, num_train_epochs=1, callbacks=[Stop()])
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", IncompleteErasureWarning)
+                trainer.train()
+        except KeyboardInterrupt:
+            pass
+        for parameter in trainer.model.parameters():
+            assert parameter.requires_grad
+            assert not parameter._backward_hooks

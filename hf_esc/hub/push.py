@@ -21,6 +21,7 @@ from ..data.model_batches import processor_at_hand
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
 from ..ledger.record import edits_weights
+from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import inner_classifier
@@ -92,6 +93,11 @@ def push(
     if not ledger:
         raise HubError(f"This {type(model).__name__} has no ledger of erasures: nothing was forgotten.")
     weights = weights_sha256(inner_classifier(model))
+    if edited_fingerprint(ledger) not in (None, weights):
+        raise HubError(
+            "The ledger says that the weights were edited to forget, and these are others: they were trained since, "
+            "or belong to another model. Push what the edit left, or unlearn again."
+        )
     fingerprints = ledger[-1].get("projection_sha256"), weights
     if report is not None and (report.projection_sha256, report.weights_sha256) != fingerprints:
         raise HubError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForImageClassification
 
 from ..errors import CheckpointError, ModelError
+from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import AUTO_MAP, ESCModel, copy_code
@@ -83,9 +85,7 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         plain = f"{source} is a {config.model_type!r} model without a projection"
         ledger = getattr(config, "erasures", None)
         if ledger and all(map(edits_weights, ledger)):  # else the ledger names a projection, and it is not there
-            yield Check(
-                "erased model", None, f"{plain}: its weights were edited, of which the ledger has no fingerprint"
-            )
+            yield from _edited_checks(source, plain, ledger, options)
         else:
             yield Check("erased model", False, plain)
         return
@@ -115,6 +115,9 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         )
         yield Check("weights", False, detail + "another precision or replaced since the erasure")
         return
+    if edited_fingerprint(ledger) not in (None, found):
+        yield Check("weights", False, f"their fingerprint is {found}, and the ledger says another after their edit")
+        return
     yield Check("weights", True, f"the ledger's: {found}")
     if first:
         method = ledger[first - 1].get("method")
@@ -122,6 +125,35 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     else:
         yield _base_check(model, last, token)
     yield _code_check(model, source, last, options)
+
+
+def _edited_checks(source: str, plain: str, ledger: list[dict], options: dict) -> Iterator[Check]:
+    """Of a plain checkpoint whose weights were edited."""
+    methods = ", ".join(str(record.get("method")) for record in ledger)
+    recorded = edited_fingerprint(ledger)
+    if recorded is None:
+        yield Check(
+            "erased model",
+            None,
+            f"{plain}: its weights were edited ({methods}), of which the ledger has no fingerprint",
+        )
+        return
+    try:
+        model = AutoModelForImageClassification.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        yield Check("erased model", False, f"it does not load: {error}")
+        return
+    yield Check("erased model", True, f"{plain}; its weights were edited: {methods}")
+    found = weights_sha256(model)
+    if found != recorded:
+        yield Check("weights", False, f"their fingerprint is {found}, and the ledger says {recorded} after the edit")
+        return
+    yield Check("weights", True, f"those that the edit left: {found}")
+    for earlier, later in itertools.pairwise(ledger):
+        if earlier.get("weights_sha256") not in (None, later.get("base_sha256")):
+            yield Check("ledger", False, "the weights changed between its records")
+            return
+    yield Check("ledger", True, f"{len(ledger)} records, each of the weights that the one before left")
 
 
 def _base_check(model: ESCModel, record: dict, token: str | bool | None) -> Check:

@@ -122,6 +122,9 @@ class ForgettingTrainer(SafetensorsTrainer):
         """Set the weights that training starts from."""
         raise NotImplementedError
 
+    def take_off(self) -> None:
+        """Take off what `start` put on the model beside weights, such as hooks. Also called if the training fails."""
+
     def finish(self) -> None:
         """Make the result of the training, with its record in the ledger."""
         raise NotImplementedError
@@ -166,7 +169,10 @@ class ForgettingTrainer(SafetensorsTrainer):
         set_seed(self.args.seed)
         self.start()
         self.optimizer = self.lr_scheduler = None
-        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.take_off()
         self.finish()
         return output
 

@@ -120,6 +120,7 @@ class RetrainTrainer(FinetuneTrainer):
 
     def start(self) -> None:
         """Set random weights, or those that the original was trained from."""
+        super().start()
         if self.args.start is None:
             first = random_network(self.teacher, self.args.seed)
         else:

@@ -129,6 +129,7 @@ def fisher_forgetting(
             "seed": seed,
             "data": "retain",
             "base_sha256": weights_sha256(model),
+            "weights_sha256": weights_sha256(student),
         },
         kind=WEIGHTS,
         labels=labels if scenario == "classes" else [],

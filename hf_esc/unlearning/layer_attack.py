@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.trainer_utils import TrainOutput
 
 from ..data.labelled_images import LabelledImages
 from ..errors import ModelError, OptionError
@@ -107,13 +106,10 @@ class LayerAttackTrainer(UnlearningTrainer):
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter in trained)
 
-    def train(self, *args, **kwargs) -> TrainOutput:
-        """As [`UnlearningTrainer.train`]. Afterwards, all weights can be trained again that could be before."""
-        try:
-            return super().train(*args, **kwargs)
-        finally:
-            for own, given in zip(self.model.parameters(), self.teacher.parameters(), strict=True):
-                own.requires_grad_(given.requires_grad)
+    def take_off(self) -> None:
+        """All weights can be trained again that could be before."""
+        for own, given in zip(self.model.parameters(), self.teacher.parameters(), strict=True):
+            own.requires_grad_(given.requires_grad)
 
     def settings(self) -> dict[str, Any]:
         """Adds the share of attacks that failed."""

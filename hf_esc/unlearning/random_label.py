@@ -117,9 +117,21 @@ class SalUnTrainer(RandomLabelTrainer):
         self.mask = {
             name: part.reshape(weight.shape) for (name, weight), part in zip(weights.items(), parts, strict=True)
         }
-        for name, weight in weights.items():
-            # Gradients are clipped by their norm, in which only the weights that are trained should count.
+
+    def start(self) -> None:
+        """Set the original's weights, and mask their gradients."""
+        super().start()
+        # Gradients are clipped by their norm, in which only the weights that are trained should count.
+        self._hooks = [
             weight.register_hook(lambda gradient, name=name: gradient * self.mask[name])
+            for name, weight in self.model.named_parameters()
+            if name in self.mask
+        ]
+
+    def take_off(self) -> None:
+        """Whoever trains the result further trains all of its weights."""
+        for hook in self._hooks:
+            hook.remove()
 
     def create_optimizer(self, *args, **kwargs):
         """The optimizer, which puts the other weights back after each step."""

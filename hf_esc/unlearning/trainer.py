@@ -289,8 +289,11 @@ class UnlearningTrainer(ForgettingTrainer):
             raise self._diverged(what)
 
     def start(self) -> None:
-        """Set the weights that training starts from: the original's."""
+        """Set the weights that training starts from, the original's, with the original's ledger and no record more."""
         self.model.load_state_dict(self.teacher.state_dict())
+        self.model.config.__dict__.pop("erasures", None)  # that of an earlier `train()`
+        if ledger := getattr(self.teacher.config, "erasures", None):
+            self.model.config.erasures = list(ledger)
 
     def finish(self) -> None:
         """Look at what the training left, write the ledger, and warn where it has not forgotten enough."""
@@ -308,6 +311,7 @@ class UnlearningTrainer(ForgettingTrainer):
             data=" + ".join(data),
             **retained,
             base_sha256=self._weights_before(),
+            weights_sha256=weights_sha256(self.model),
         )
         self.model.config.erasures = [*getattr(config, "erasures", []), record]
         self._result = self.model.eval()
