@@ -81,6 +81,7 @@ def check_contract(tiny, trainer_of):
     return erased, inputs, on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tiny", [*ZOO.values(), *map(timm_model, OF_TIMM)], ids=[*ZOO, *OF_TIMM])
 @torch.no_grad()
 def test_every_architecture(tiny, trainer_of, tmp_path):

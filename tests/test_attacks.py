@@ -32,6 +32,8 @@ from hf_esc.loading import load_classifier, load_processor, random_network
 from .pictures import NAMES, labelled
 from .tiny import batches, quietly, tiny
 
+pytestmark = pytest.mark.slow
+
 TROUSER, COAT, BAG = 1, 4, 8
 CAT, DOG, BIRD, FISH = range(4)
 QUICK = {"seeds": (0,), "device": "cpu", "batch_size": 200}
@@ -624,7 +626,6 @@ def test_a_projection_that_the_caller_switched_off_stays_off_in_training(erased,
 # In an evaluation
 
 
-@pytest.mark.slow
 def test_all_attacks_are_in_every_column_but_a_random_network_is_not_trained(whole, report):
     for name, result in whole.models.items():
         assert list(result.attacks) == list(ATTACKS)
@@ -641,7 +642,6 @@ def test_all_attacks_are_in_every_column_but_a_random_network_is_not_trained(who
     assert list(report.models["model"].attacks) == ["strip", "hidden_layers", "knn", "few_shot"]
 
 
-@pytest.mark.slow
 def test_attacks_are_those_of_their_functions_with_the_first_seed(erased, few, seen):
     options = QUICK | {"seeds": (3, 0), "probes": ["knn"]}
     report = evaluate_unlearning(erased, few, attacks=["few_shot", "knn"], **options)
@@ -654,7 +654,6 @@ def test_attacks_are_those_of_their_functions_with_the_first_seed(erased, few, s
     assert evaluate_unlearning(erased, few, **QUICK).models["model"].attacks is None
 
 
-@pytest.mark.slow
 def test_it_comes_back_from_json_with_its_attacks(whole):
     again = UnlearningReport.from_json(whole.to_json())
     assert again == whole
@@ -662,7 +661,6 @@ def test_it_comes_back_from_json_with_its_attacks(whole):
     assert again.models["model"].attacks["few_shot"].spread == whole.models["model"].attacks["few_shot"].spread
 
 
-@pytest.mark.slow
 def test_the_table_has_a_row_for_each_attack_and_says_who_could_make_it(whole):
     [title, *rows] = report_text.table(whole).split("\n\n")[-1].splitlines()
     assert title.startswith("attacks: ")
@@ -728,7 +726,6 @@ def test_a_class_that_was_erased_too_is_neither_forgotten_nor_retained(twice, re
     assert UnlearningReport.from_json(found.to_json()) == found
 
 
-@pytest.mark.slow
 def test_fine_tuning_in_an_evaluation_leaves_it_out_too(whole, small, coloured, passes, answers):
     model, processor = small
     assert whole.left_out == [NAMES[BIRD]]

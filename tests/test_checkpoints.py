@@ -17,6 +17,8 @@ from hf_esc.loading import load_classifier, load_processor
 from hf_esc.modeling.modeling_esc import wrap
 from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, product
 
+pytestmark = pytest.mark.slow
+
 TROUSER = 1
 WAYS = {
     "ESCModel": ESCModel.from_pretrained,

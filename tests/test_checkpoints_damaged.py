@@ -12,6 +12,8 @@ from hf_esc.errors import CheckpointError
 
 from .test_checkpoints import WAYS, with_factors
 
+pytestmark = pytest.mark.slow
+
 # The factors of the whole checkpoints that are damaged. The low-rank ones have two columns.
 WHOLE = {
     "low-rank": ["low_rank"],

@@ -12,6 +12,8 @@ from hf_esc.data import load_images
 
 from .pictures import NAMES, labelled
 
+pytestmark = pytest.mark.slow
+
 ERASE = ("erase", "embedded/resnet", "--forget", "Trouser", "--method", "remap")
 TROUSER = 1
 
@@ -80,7 +82,6 @@ def test_json_is_one_object_with_what_the_ledger_says(hf_esc, clothes, tmp_path)
         assert result["after"][split] >= result["before"][split]
 
 
-@pytest.mark.slow
 def test_bank_size_threshold_and_seed_are_taken(hf_esc, clothes, tmp_path):
     banks = []
     for name, options in {
