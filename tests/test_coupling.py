@@ -152,16 +152,13 @@ DOCUMENTED_HOOKS = {
 
 @pytest.mark.parametrize("name", CALLED)
 def test_a_function_is_there_with_its_parameters(name):
-    keywords, listed = CALLED[name].startswith("*"), CALLED[name].removeprefix("*").split()
+    listed = CALLED[name].removeprefix("*").split()
     parameters = parameters_of(found(name))
-    if keywords:
-        named, others = set(listed), [p for p in parameters if p.name not in listed and p.kind is not p.VAR_KEYWORD]
-        there = {p.name for p in parameters} | (named if parameters[-1:] and takes_any_keyword(parameters) else set())
-        assert named <= there, changed(name, parameters)
-    else:
-        assert [p.name for p in parameters[: len(listed)]] == listed, changed(name, parameters)
-        others = parameters[len(listed) :]
-    assert all(can_be_left_out(p) for p in others), changed(name, parameters)
+    names = [p.name for p in parameters]
+    by_name = CALLED[name].startswith("*")
+    there = set(listed) <= set(names) if by_name else names[: len(listed)] == listed
+    assert there, changed(name, parameters)
+    assert all(can_be_left_out(p) for p in parameters if p.name not in listed), changed(name, parameters)
 
 
 @pytest.mark.parametrize("name", THERE)
@@ -267,15 +264,10 @@ def parameters_of(function) -> list[inspect.Parameter]:
 
 
 def can_be_left_out(parameter: inspect.Parameter) -> bool:
-    return parameter.default is not parameter.empty or takes_any_keyword([parameter]) or is_any_position(parameter)
-
-
-def takes_any_keyword(parameters: list[inspect.Parameter]) -> bool:
-    return any(p.kind is p.VAR_KEYWORD for p in parameters)
-
-
-def is_any_position(parameter: inspect.Parameter) -> bool:
-    return parameter.kind is parameter.VAR_POSITIONAL
+    return parameter.default is not parameter.empty or parameter.kind in (
+        parameter.VAR_POSITIONAL,
+        parameter.VAR_KEYWORD,
+    )
 
 
 def changed(name: str, parameters: list[inspect.Parameter]) -> str:
