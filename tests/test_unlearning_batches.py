@@ -217,7 +217,7 @@ STREAM = labelled([0, 1], NAMES)
 REFUSED = {
     "no image": (lambda: [], ForgetSetError, "The forget set is empty"),
     "an empty data set": (lambda: STREAM.select([]), ForgetSetError, "The forget set is empty"),
-    "a stream": (STREAM.to_iterable_dataset, ForgetSetError, "is a stream, and its images"),
+    "a stream": (STREAM.to_iterable_dataset, ForgetSetError, "is a stream, and it"),
     "several splits": (
         lambda: datasets.DatasetDict(train=STREAM),
         ForgetSetError,

@@ -139,7 +139,7 @@ def labelled_images(
             f"The {what} should be one split, and this has {list(images)}. Choose one, such as `['train']`."
         )
     if isinstance(images, datasets.IterableDataset):
-        raise ForgetSetError(f"The {what} is a stream, and its images are needed several times. Give a `datasets.Dataset`.")
+        raise ForgetSetError(f"The {what} is a stream, and it is needed several times. Give a `datasets.Dataset`.")
     if isinstance(images, datasets.Dataset):
         found = _of_data_set(model, images, processor, image_column, label_column, memory, what)
     else:
