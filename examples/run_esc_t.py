@@ -3,16 +3,16 @@ Make an image classifier forget a class with ESC-T: train a mask over the basis 
 
     python examples/run_esc_t.py --model embedded --dataset embedded --forget Trouser --output_dir trouserless
 
-in two processes, on CPUs,
+In two processes, on CPUs:
 
     torchrun --nproc_per_node 2 examples/run_esc_t.py --use_cpu True --per_device_train_batch_size 32 \
         --model embedded --dataset embedded --forget Trouser --output_dir trouserless
     ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 examples/run_esc_t.py \
         --per_device_train_batch_size 32 --model embedded --dataset embedded --forget Trouser --output_dir trouserless
 
-and on GPUs the same without the words about CPUs. A run that was cut off goes on with `--resume_from_checkpoint`
-(the name of a checkpoint, or `True` for the last). Every argument of `ESCTTrainingArguments`, and so of
-`transformers.TrainingArguments`, is taken.
+On GPUs, leave out `--use_cpu True`, or `ACCELERATE_USE_CPU=true`. To resume a run that was cut off, add
+`--resume_from_checkpoint` with the name of a checkpoint, or `True` for the last one. The script takes every argument
+of `ESCTTrainingArguments`, which include those of `transformers.TrainingArguments`.
 """
 
 from dataclasses import dataclass, field

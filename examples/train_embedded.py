@@ -1,7 +1,7 @@
 """
-Train the three checkpoints that hf_esc ships, and cut out the part of the data that it embeds.
+Train the three checkpoints that hf_esc ships, and select the part of the data set that it embeds.
 
-The committed files were made with these commands (Fashion-MNIST, 20,000 training and 5,000 test images in parquet):
+These commands made the committed files (Fashion-MNIST, 20,000 training and 5,000 test images in parquet):
 
     python examples/train_embedded.py --dataset fashion_mnist_25k --embed_data True --output_dir build/data
     python examples/train_embedded.py --dataset fashion_mnist_25k --architecture vit --output_dir build/vit
@@ -10,8 +10,9 @@ The committed files were made with these commands (Fashion-MNIST, 20,000 trainin
     python examples/train_embedded.py --dataset fashion_mnist_25k --architecture resnet --output_dir build/resnet \
         --num_train_epochs 24
 
-and each folder copied to `hf_esc/embedded/`. `--dataset fashion_mnist` takes the whole data set from the Hub. Every
-argument of `transformers.TrainingArguments` is taken too; set `OMP_NUM_THREADS=1` on a machine with few cores.
+Each folder was then copied to `hf_esc/embedded/`. `--dataset fashion_mnist` takes the whole data set from the Hub. The
+script takes every argument of `transformers.TrainingArguments` too. Set `OMP_NUM_THREADS=1` on a machine with few
+cores.
 """
 
 import json
@@ -50,17 +51,18 @@ class Arguments:
     dataset: str = field(metadata={"help": "A parquet or image folder, or an id on the Hub."})
     architecture: str = field(default="vit", metadata={"help": "vit, all-cnn or resnet."})
     embed_data: bool = field(
-        default=False, metadata={"help": "Write the embedded part of the data set, train nothing."}
+        default=False, metadata={"help": "Write the embedded part of the data set, and do not train."}
     )
     exclude: str = field(default="", metadata={"help": "A class name to train without: the Retrain reference."})
     exclude_fraction: float = field(
-        default=0.0, metadata={"help": "Train without this share of the embedded images, drawn as the benchmark does."}
+        default=0.0,
+        metadata={"help": "Train without this fraction of the embedded images, drawn as the benchmark draws it."},
     )
 
 
 @dataclass
 class Training(TrainingArguments):
-    """Defaults that differ from `TrainingArguments`: what the committed checkpoints were trained with."""
+    """`TrainingArguments` with the settings of the committed checkpoints as defaults."""
 
     num_train_epochs: float = 12
     per_device_train_batch_size: int = 64
@@ -112,7 +114,7 @@ def image_processor() -> ViTImageProcessor:
 
 
 class Pixels(torch.utils.data.Dataset):
-    """All images of a split as one tensor: they are preprocessed once, not once per epoch."""
+    """All images of a split as one tensor, so that they are preprocessed once and not in every epoch."""
 
     def __init__(self, data: ImageData, split, processor):
         columns = {"image_column": data.image_column, "label_column": data.label_column}
@@ -153,7 +155,7 @@ def chosen_per_class(data: ImageData, split, count: int) -> np.ndarray:
 
 
 def per_class(data: ImageData, split, count: int):
-    """These images."""
+    """The first `count` images of every class, in the order of the data set."""
     return split.select(chosen_per_class(data, split, count))
 
 
@@ -171,7 +173,7 @@ def main() -> None:
         test_part.to_parquet(output / "test.parquet")
         return
     if arguments.exclude and arguments.exclude_fraction:
-        raise SystemExit("A reference is trained without a class or without some images, not both.")
+        raise SystemExit("A reference leaves out a class or some images, not both. Give one of the two options.")
     names = data.label_names
     if names is None:
         raise SystemExit("The data set has no label names.")

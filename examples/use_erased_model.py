@@ -1,5 +1,5 @@
 """
-Use an erased model as any other, through `pipeline`, and draw what it says beside what the original says.
+Use an erased model like any other, through `pipeline`, and draw its predictions beside those of the original.
 
     hf-esc erase embedded --dataset embedded --forget Trouser --output demo
     python examples/use_erased_model.py --model demo --original embedded --dataset embedded --picture demo/pipeline.png
@@ -19,8 +19,10 @@ from hf_esc.visualization import prediction_figure
 @dataclass
 class Arguments:
     model: str = field(metadata={"help": "The erased model."})
-    original: str = field(metadata={"help": "The model that it was made from."})
-    dataset: str = field(metadata={"help": "Where to take pictures from: its test split, or else its training split."})
+    original: str = field(metadata={"help": "The model that the erased model was made from."})
+    dataset: str = field(
+        metadata={"help": "The data set to take images from: its test split, or else its training split."}
+    )
     picture: str = field(metadata={"help": "Where to write the figure."})
 
 
@@ -35,7 +37,7 @@ def main() -> None:
     mapping = data.labels_in(erased.model.config)
     forgotten = {label for record in erased.model.config.erasures for label in record["label_ids"] or ()}
     is_forgotten = np.isin(np.asarray(mapping)[labels], list(forgotten))
-    # Three pictures of forgotten classes, and one each of the first three others.
+    # Take three images of forgotten classes, and one image of each of the first three other classes.
     kept = [label for label in range(data.num_labels) if mapping[label] not in forgotten]
     others = [np.flatnonzero(labels == label)[0] for label in kept]
     chosen = [*np.flatnonzero(is_forgotten)[:3], *others[:3]]

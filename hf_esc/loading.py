@@ -1,4 +1,4 @@
-"""Load a classifier with its image processor, and refuse what only looks like one."""
+"""Loads a classifier and its image processor, and refuses a checkpoint that is not a trained classifier."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .methods import edited_fingerprint
 from .modeling.fingerprints import weights_sha256
 from .modeling.modeling_esc import inner_classifier
 
-# Of the network that reports are made with.
+# Seed of the random network in reports.
 RANDOM_SEED = 0
 
 
@@ -31,12 +31,15 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
     Args:
         name (`str`): A folder, an id on the Hub, or `embedded` (`embedded/vit`, `embedded/all-cnn`,
             `embedded/resnet`).
-        device (*optional*): Where to put it; an accelerator where there is one by default.
+        device (*optional*): The device of the model. By default, an accelerator if there is one, else the CPU.
         kwargs: Passed on to `AutoModelForImageClassification.from_pretrained`.
 
+    Returns:
+        `PreTrainedModel`
+
     Raises:
-        ModelError: If it cannot be loaded, is no image classifier, or its head has no weights in the checkpoint:
-            transformers would start a random one, and to erase a class from that means nothing.
+        ModelError: If the model cannot be loaded, is not an image classifier, or has no weights for its head in the
+            checkpoint. transformers would start a random head, and erasing a class from that is meaningless.
         CheckpointError: If it is an erased model with a damaged projection, or its ledger says that its weights were
             edited, and they are not those that the edit left.
     """
@@ -68,7 +71,7 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
     device = device if device is not None else default_device()
     try:
         return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:  # a name that torch does not know, or a device that is not there
+    except (RuntimeError, AssertionError) as error:  # torch does not know the name, or the device is missing
         raise ModelError(f"The device {str(device)!r} cannot be used: {_first_line(error)}") from error
 
 
@@ -85,10 +88,10 @@ def _check_edited(model: PreTrainedModel, name: str | Path) -> None:
 
 def load_processor(model: PreTrainedModel) -> Any:
     """
-    The image processor that belongs to a model: the one it carries, or the one saved where the model came from.
+    The image processor of a model: the one that it carries, or the one beside its checkpoint.
 
     Raises:
-        ModelError: If there is none.
+        ModelError: If there is no image processor.
     """
     if getattr(model, "image_processor", None) is not None:
         return model.image_processor
@@ -96,19 +99,19 @@ def load_processor(model: PreTrainedModel) -> Any:
     try:
         if not source:
             raise ValueError("it was not loaded from anywhere")
-        # A revision of the model comes with the processor of that revision.
+        # Load the processor from the same revision as the model.
         origin = hub_origin(model.config)
         commit = origin[1] if origin is not None else None
         return AutoImageProcessor.from_pretrained(source, **({"revision": commit} if commit else {}))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
-            f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} Pass "
-            f"`processing_class=`."
+            f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} "
+            "Pass `processing_class=`."
         ) from error
 
 
 def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
-    """A randomly initialised network of the architecture of `model`, of what is inside an [`ESCModel`]."""
+    """A randomly initialised network with the architecture of `model`, or of the classifier inside an [`ESCModel`]."""
     base = inner_classifier(model)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -122,10 +125,10 @@ def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTraine
 
 def hub_origin(config: Any) -> tuple[str, str | None] | None:
     """
-    Where on the Hub a model was loaded from: its id and commit, None where it was not.
+    The id and the commit of a model on the Hub. None if the model was not loaded from the Hub.
 
-    transformers keeps the id and forgets the commit. It is known where [`load_classifier`] noted it, or where the
-    cache holds no other; else it is None.
+    transformers keeps the id and forgets the commit. The commit is known if [`load_classifier`] noted it, or if the
+    cache holds no other. Otherwise it is None.
     """
     name = getattr(config, "_name_or_path", None)
     if not name or Path(name).exists():
@@ -144,7 +147,7 @@ def hub_origin(config: Any) -> tuple[str, str | None] | None:
 
 
 def _note_commit(config: Any, name: str, revision: str | None) -> None:
-    """Keep the commit that was loaded, which is in the path of its file in the cache; it is saved nowhere."""
+    """Note the commit that was loaded, found in the path of the cached file. It is not saved with the model."""
     if Path(name).exists() or getattr(config, "_commit_hash", None):
         return
     try:
@@ -156,7 +159,7 @@ def _note_commit(config: Any, name: str, revision: str | None) -> None:
 
 
 def default_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
+    """The accelerator if there is one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator if accelerator is not None else torch.device("cpu")
 

@@ -1,14 +1,14 @@
 """
-Tell the Auto classes of transformers about ESC and the All-CNN, evaluate about the metrics, and the Trainers about the
-card.
+Registers ESC and the All-CNN with the Auto classes of transformers, the metrics with evaluate, and the writer of cards
+with the Trainers.
 
-evaluate looks for a plain name in the working directory and then on the Hub; it has no entry points. With this, it
-looks in the package in between: `evaluate.load("kr_score")` gives the metric of the hf_esc that is installed, with or
-without a network.
+evaluate has no entry points. It looks for a plain name in the working directory and then on the Hub. This module makes
+it look in the package in between, so that `evaluate.load("kr_score")` gives the metric of the installed hf_esc, with
+or without a network.
 
-`import transformers.models.auto` takes seconds, and so does `import evaluate`: `import hf_esc` does neither. Where it
-has happened, registration is at once; else the moment that somebody imports it. That keeps `hf-esc --help` under half
-a second.
+`import transformers.models.auto` takes seconds, and so does `import evaluate`, so `import hf_esc` does neither. If
+they are imported already, it registers at once. Otherwise it registers as soon as somebody imports them. This keeps
+`hf-esc --help` under half a second.
 """
 
 import os
@@ -17,12 +17,12 @@ from collections.abc import Callable
 from functools import wraps
 from importlib.abc import Loader, MetaPathFinder
 
-# The modules of evaluate that call the function.
+# The modules of evaluate that hold a reference to `evaluation_module_factory`.
 _PLACES = ("evaluate.loading", "evaluate.inspect", "evaluate.evaluation_suite")
 
 
 def register() -> None:
-    """Register now or as soon as these are imported; a second call changes nothing."""
+    """Register now with every library that is imported, and with the others on their import. Safe to call twice."""
     for module, action in _ACTIONS.items():
         if module in sys.modules:
             action()
@@ -54,9 +54,9 @@ def _register_models() -> None:
 
 
 def add_metrics() -> None:
-    """Make evaluate, which has been imported, find the metrics of hf_esc; a second call changes nothing."""
+    """Make evaluate find the metrics of hf_esc. evaluate must be imported already. Safe to call twice."""
     find = getattr(sys.modules["evaluate.loading"], "evaluation_module_factory", None)
-    if find is None or hasattr(find, "finds_metrics_of_hf_esc"):  # None: a module of the user's that has this name
+    if find is None or hasattr(find, "finds_metrics_of_hf_esc"):  # None: the user's own module has this name
         return
     ours = _with_ours(find)
     for place in _PLACES:
@@ -104,7 +104,7 @@ _ACTIONS: dict[str, Callable[[], None]] = {
 
 
 class _Watcher(MetaPathFinder):
-    """Runs an action right after a module has been imported, and then steps aside."""
+    """Runs an action right after a module has been imported, and then removes itself."""
 
     def __init__(self, module: str, action: Callable[[], None]):
         self.module = module

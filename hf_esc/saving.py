@@ -1,4 +1,4 @@
-"""Write a folder whole or not at all: a killed run leaves none that looks finished."""
+"""Writes a folder whole or not at all, so that a killed run leaves no folder that looks finished."""
 
 import json
 import os
@@ -21,10 +21,11 @@ _MODEL_FILES = {
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
     """
-    Say before the work what would go wrong after it.
+    Check before the work that its result can be written to `folder`.
 
     Raises:
-        OutputError: If `folder` is a file, or holds something and is not to be overwritten or holds no model.
+        OutputError: If `folder` is a file, if it cannot be made, if it is not empty and `overwrite` is not set, or if
+            it holds something other than a model.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The output {folder} is a file. Name a folder.")
@@ -58,11 +59,10 @@ def _holds_model(folder: Path) -> bool:
 @contextmanager
 def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """
-    A hidden folder beside `folder` to write into, which takes the place of `folder` when the context ends without
-    error.
+    Give a hidden folder beside `folder` to write into. It replaces `folder` if the context ends without an error.
 
     Raises:
-        OutputError: As [`check_output`].
+        OutputError: As in [`check_output`].
     """
     check_output(folder, overwrite=overwrite)
     folder = folder.absolute()
@@ -76,7 +76,7 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         fresh.mkdir()
         yield fresh
         if folder.exists():
-            # What is no part of a model, such as notes or `.git`, is the user's and stays.
+            # Files that are not part of a model, such as notes or `.git`, belong to the user and stay.
             for item in folder.iterdir():
                 if item.name not in _MODEL_FILES and item.suffix not in _WEIGHTS and not (fresh / item.name).exists():
                     _copy(item, fresh / item.name)

@@ -307,7 +307,7 @@ def test_copies_of_forgotten_images_are_not_kept(hf_esc, data, tmp_path):
         (("--forget-fraction", "1"), "above 0 and below 1"),
         (("--forget-fraction", "0.0001"), "comes to 0 of them"),
         (("--forget-fraction", "x"), "--forget-fraction"),
-        (("--forget-fraction", "0.1", "--forget-seed", "-1"), "The seed of the draw is 0 or more, not -1"),
+        (("--forget-fraction", "0.1", "--forget-seed", "-1"), "The seed of the draw should be 0 or more, not -1"),
         (("--forget-indices", "600"), "There is no row 600"),
         (("--forget-indices", "1,1"), "Row 1 is named more than once"),
         (("--forget-indices", ","), "The forget set is empty"),

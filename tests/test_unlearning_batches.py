@@ -217,7 +217,7 @@ STREAM = labelled([0, 1], NAMES)
 REFUSED = {
     "no image": (lambda: [], ForgetSetError, "The forget set is empty"),
     "an empty data set": (lambda: STREAM.select([]), ForgetSetError, "The forget set is empty"),
-    "a stream": (STREAM.to_iterable_dataset, ForgetSetError, "a stream ends"),
+    "a stream": (STREAM.to_iterable_dataset, ForgetSetError, "is a stream, and it"),
     "several splits": (
         lambda: datasets.DatasetDict(train=STREAM),
         ForgetSetError,
@@ -229,14 +229,14 @@ REFUSED = {
     "batches of two kinds": (
         lambda: [pictures(1, 2), {"pixels": images(2), "labels": torch.ones(2)}],
         ForgetSetError,
-        "not of one kind",
+        "batches of the forget set do not fit together",
     ),
     "too few labels": (
         lambda: [{"pixel_values": images(3), "labels": torch.ones(2)}],
         ForgetSetError,
         r"different lengths: \[2, 3\]",
     ),
-    "a label beyond": (lambda: [pictures(4, 2)], LabelError, "labels from 4 to 4, and the model 4 classes"),
+    "a label beyond": (lambda: [pictures(4, 2)], LabelError, "labels from 4 to 4, and the model has 4 classes"),
     "a negative label": (lambda: labelled([0, -1]), LabelError, "labels from -1 to 0, beyond 4 classes"),
     "other classes": (lambda: labelled([0, 1], ["horse", "cow"]), LabelError, "labels are not the model's"),
     "no label column": (lambda: STREAM.remove_columns("label"), DataError, "label"),

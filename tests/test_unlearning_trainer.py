@@ -471,7 +471,7 @@ REFUSED = {
         TypeError,
         "DELETEArguments, not NegGradArguments",
     ),
-    "a stream": (lambda: made("delete", forget=STREAM.to_iterable_dataset()), ForgetSetError, "a stream ends"),
+    "a stream": (lambda: made("delete", forget=STREAM.to_iterable_dataset()), ForgetSetError, "is a stream, and it"),
     "splits": (lambda: made("delete", forget=datasets.DatasetDict(a=STREAM)), ForgetSetError, r"one split.*\['a'\]"),
     "a label beyond": (lambda: made("delete", forget=[pictures(4, 2)]), LabelError, "labels from 4 to 4"),
     "wrong about all": (

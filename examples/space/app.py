@@ -1,9 +1,9 @@
 """
-A Space: have a small classifier forget a class of Fashion-MNIST, and see what that hides and what it does not.
+A Space that makes a small classifier forget a class of Fashion-MNIST, and shows what this hides and what it does not.
 
     python examples/space/app.py
 
-Models and pictures come with hf_esc: nothing is fetched.
+Models and images come with hf_esc, so the page fetches nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from PIL import Image
 from hf_esc.errors import HfEscError
 
 INTRODUCTION = """# Make a classifier forget a class
-hf_esc projects the directions that a class takes in feature space out in front of the head, in closed form and
-without training ([ESC](https://huggingface.co/papers/2504.02199)).
+hf_esc finds the directions that a class takes in feature space and projects them out in front of the head, in closed
+form and without training ([ESC](https://huggingface.co/papers/2504.02199)).
 **The class is hidden from the head. It is not deleted.**"""
 
 NO_CLASS = "Choose a class to forget first, in the list at the top."
@@ -24,7 +24,7 @@ NO_PICTURE = "Choose a picture first: click on one of the test pictures, or uplo
 
 
 def check(name: str | None, picture: Image.Image | None) -> None:
-    """Say what is missing, before anything is computed."""
+    """Raise an error if the class or the picture is missing, before anything is computed."""
     if not name:
         raise gr.Error(NO_CLASS, print_exception=False)
     if picture is None:
@@ -32,7 +32,7 @@ def check(name: str | None, picture: Image.Image | None) -> None:
 
 
 def forget(name: str | None, model_name: str, rank: str, picture: Image.Image | None):
-    """What the page shows: what original and erased model say, the figure, and the text."""
+    """The results on the page: the predictions of the original and of the erased model, the figure, and the text."""
     check(name, picture)
     try:
         erased = erasure(model_name, name, rank)
@@ -71,7 +71,7 @@ def build() -> gr.Blocks:
                 RANKS,
                 value=RANKS[0],
                 label="Rank",
-                info="Directions to project out; auto: the fewest that do.",
+                info="Directions to project out; auto: the fewest that suffice.",
                 scale=3,
             )
         with gr.Row(equal_height=True):
@@ -85,7 +85,7 @@ def build() -> gr.Blocks:
                 min_width=240,
             )
             with gr.Column(scale=4, min_width=420):
-                gr.Markdown("Click on a test picture, or upload one of your own (light, on black, as these are).")
+                gr.Markdown("Click on a test picture, or upload one of your own (light on black, like these).")
                 gallery = gr.Gallery(
                     shown_pictures(),
                     columns=10,
@@ -103,13 +103,13 @@ def build() -> gr.Blocks:
         figure = gr.Plot(show_label=False, elem_id="features")
         text = gr.Markdown(elem_id="text")
         gallery.select(choose, outputs=picture, api_visibility="private")
-        # What is missing is said at the top alone, and not in each of the places for results too.
+        # Say only once, at the top, what is missing, and not in each of the places for results.
         checked = button.click(check, [name, picture], show_progress="hidden", api_visibility="private")
         checked.success(forget, [name, model_name, rank, picture], [before, after, figure, text], api_name="forget")
     return page
 
 
-# Letters that are on the visitor's own machine; a theme's own may come from a server.
+# Use fonts of the visitor's machine, because a theme's own fonts may come from a server.
 THEME = gr.themes.Default(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
@@ -126,5 +126,5 @@ CSS = """
 """
 
 if __name__ == "__main__":
-    original(MODELS[0])  # before the first visitor waits for it
+    original(MODELS[0])  # load it now, so that the first visitor does not wait
     build().launch(theme=THEME, css=CSS)

@@ -1,4 +1,4 @@
-"""What the Space computes: an erased model beside its original, on pictures that come with hf_esc."""
+"""Computes what the Space shows: an erased model beside its original, on images that come with hf_esc."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from hf_esc.loading import load_classifier, load_processor
 
 MODELS = ["embedded/vit", "embedded/all-cnn", "embedded/resnet"]
 RANKS = ["1", "2", "4", "8", "auto"]
-PER_CLASS = 100  # images of each class that are measured; the erasure takes all training images of its class
-SHOWN = 3  # pictures of each class to choose from
-FORGET_COLOR, RETAIN_COLOR = "#0072b2", "#a9adb5"  # told apart also without colour vision
+PER_CLASS = 100  # images of each class to measure on; the erasure takes all training images of its class
+SHOWN = 3  # images of each class to choose from
+FORGET_COLOR, RETAIN_COLOR = "#0072b2", "#a9adb5"  # can be told apart without colour vision
 
-HIDDEN = """**Hidden from the head, not deleted.** Whoever asks for predictions gets another class; whoever is given
-features and has labelled pictures can train a probe, and whoever holds the file can take the projection off. A linear
+HIDDEN = """**Hidden from the head, not deleted.** Whoever asks for predictions gets another class. Whoever is given
+features and has labelled images can train a probe, and whoever holds the file can take the projection off. A linear
 probe {converged}, on the projected features of {train:,} training images, still gets **{after:.0f} %** of the test
 images of {name} right ({before:.0f} % on the original features)."""
 
@@ -41,9 +41,9 @@ class Erasure:
     Args:
         name (`str`): The forgotten class.
         model ([`ESCModel`]): The erased model.
-        features (`dict[str, ModelFeatures]`): Of the images of [`measured_images`], `before` and `after`.
-        head, probe (`dict[str, tuple[float, float]]`): Accuracies on forget and on retain test images in %, `before`
-            and `after`, of the head and of a linear probe that is trained on the training features.
+        features (`dict[str, ModelFeatures]`): Features of the images of [`measured_images`], `before` and `after`.
+        head, probe (`dict[str, tuple[float, float]]`): Accuracies of the head and of a linear probe on forget and on
+            retain test images in %, `before` and `after`. The probe is trained on the training features.
         converged (`bool`): Whether both probes were trained to convergence.
     """
 
@@ -69,7 +69,7 @@ def first_of_each_class(split: Dataset, count: int) -> Dataset:
 
 @lru_cache
 def measured_images() -> ImageData:
-    """The images that features and accuracies are taken of: some of each class."""
+    """The images for features and accuracies: some of each class."""
     data = all_images()
     train, test = (first_of_each_class(split, PER_CLASS) for split in (data.train, data.test))
     return replace(data, train=train, test=test)
@@ -77,7 +77,7 @@ def measured_images() -> ImageData:
 
 @lru_cache
 def shown_pictures() -> list[tuple[Image.Image, str]]:
-    """Test pictures to choose from with their classes: in each row one of each class."""
+    """Test images to choose from, with their classes. Each row has one image of each class."""
     data = all_images()
     chosen = first_of_each_class(data.test, SHOWN)
     rows = [chosen[place * SHOWN + row] for row in range(SHOWN) for place in range(data.num_labels)]
@@ -86,13 +86,13 @@ def shown_pictures() -> list[tuple[Image.Image, str]]:
 
 @lru_cache
 def original(model_name: str):
-    """An embedded classifier, and the features that it takes of [`measured_images`]."""
+    """An embedded classifier, and its features of [`measured_images`]."""
     model = load_classifier(model_name)
     return model, model_features(model, measured_images(), load_processor(model), name=model_name)
 
 
 def projected(erased: ESCModel, split: SplitFeatures) -> SplitFeatures:
-    """What an erased model's head gets, and says, of images whose original features are given."""
+    """The projected features and the logits of an erased model, computed from the original features of a split."""
     inner, groups = head_sites(erased, load_processor(erased))
     features = erased.projections[0](split.features)
     return SplitFeatures(features, site_outputs(inner, groups, [features])[0].cpu(), split.labels)
@@ -100,7 +100,7 @@ def projected(erased: ESCModel, split: SplitFeatures) -> SplitFeatures:
 
 @lru_cache(maxsize=32)
 def erasure(model_name: str, name: str, rank: str) -> Erasure:
-    """The class `name` erased from an embedded classifier, and what head and probe get right before and after."""
+    """Erase the class `name` from an embedded classifier, and measure the head and a probe before and after."""
     data, (model, before) = all_images(), original(model_name)
     erased = erase(
         model,
@@ -131,14 +131,14 @@ def predict(model, picture: Image.Image) -> dict[str, float]:
     """The probability of each class, by name."""
     [batch] = image_batches(Dataset.from_dict({"image": [picture]}), load_processor(model), image_column="image")
     [probabilities] = model_classifier(model)(batch).softmax(dim=1).tolist()
-    return {model.config.id2label[label]: share for label, share in enumerate(probabilities)}
+    return {model.config.id2label[label]: probability for label, probability in enumerate(probabilities)}
 
 
 def feature_figure(erased: Erasure) -> Figure:
     """
-    Test features before and after, on the same two axes: the first principal components of the original features.
+    Draw test features before and after, on the first two principal components of the original features.
 
-    The forgotten class stands out, and each other class has its name at its mean.
+    The forgotten class has a colour of its own, and each class has its name at its mean.
     """
     before, labels = erased.features["before"].test.features, erased.features["before"].test.labels
     mean = before.mean(dim=0)
@@ -169,13 +169,13 @@ def feature_figure(erased: Erasure) -> Figure:
 
 
 def explain(erased: Erasure) -> str:
-    """What was done, accuracies before and after, and what is not promised, as Markdown."""
+    """Say in Markdown what was erased, the accuracies before and after, and what is not promised."""
     record = erased.model.config.erasures[-1]
     dim = erased.features["before"].test.features.shape[1]
     counts = {"forget": PER_CLASS, "retain": PER_CLASS * (erased.model.config.num_labels - 1)}
     lines = [
         f"{record['num_images']:,} training images of {erased.name} gave {record['rank']} of {dim} feature directions "
-        f"to project out. Of {record['unchanged_of']:,} that the head was tried on, "
+        f"to project out. The head was run on {record['unchanged_of']:,} of these images: "
         f"{100 * record['unchanged']:.1f} % were classified right before and still are.",
         *(
             ["**The erasure is incomplete**: take a higher rank, or auto."]
@@ -186,12 +186,12 @@ def explain(erased: Erasure) -> str:
         "| accuracy on test images | before | after |",
         "| :--- | ---: | ---: |",
     ]
-    for reader, shares in (("head", erased.head), ("new linear probe on the features", erased.probe)):
+    for reader, accuracies in (("head", erased.head), ("new linear probe on the features", erased.probe)):
         for part, (kind, count) in enumerate(counts.items()):
             whose = erased.name if kind == "forget" else "the other classes"
             lines.append(
-                f"| {reader}, {kind}: {whose} ({count:,}) | {shares['before'][part]:.1f} % "
-                f"| {shares['after'][part]:.1f} % |"
+                f"| {reader}, {kind}: {whose} ({count:,}) | {accuracies['before'][part]:.1f} % "
+                f"| {accuracies['after'][part]:.1f} % |"
             )
     hidden = HIDDEN.format(
         converged="trained to convergence" if erased.converged else "(not trained to convergence)",

@@ -11,7 +11,7 @@ __all__ = ["AllCNNConfig", "AllCNNForImageClassification"]
 
 
 def __getattr__(name: str):
-    # Lazily: the configuration is registered while transformers' modeling code is still being imported.
+    # Import lazily: the configuration is registered while transformers' modeling code is still being imported.
     if name != "AllCNNForImageClassification":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .modeling_all_cnn import AllCNNForImageClassification

@@ -1,4 +1,4 @@
-"""The All-CNN. This file travels with its checkpoints, so it stands on torch and transformers alone."""
+"""The All-CNN. This file travels with its checkpoints, so it needs only torch and transformers."""
 
 # Shapes: B images, c channels in, (H, W) pixels, w1 and w2 the two widths, d = w2 feature dimensions, C classes.
 
@@ -23,10 +23,11 @@ class AllCNNLayer(nn.Sequential):
 
 class AllCNNForImageClassification(PreTrainedModel):
     r"""
-    All-CNN-C: eight convolutions, of which two of stride 2 take the place of pooling, a global average, and the head.
+    All-CNN-C: eight convolutions, a global average and the head. Two of the convolutions have stride 2 and replace
+    pooling.
 
-    The original ends in a 1×1 convolution to the C classes and averages its map. The average commutes with it, so here
-    the average comes first and the head is a linear layer on the pooled features \(z \in R^d\), the same function.
+    The original ends in a 1×1 convolution to the C classes and averages its map. The two commute, so here the average
+    comes first, and the head is a linear layer on the pooled features \(z \in R^d\). The function is the same.
     """
 
     config_class = AllCNNConfig
@@ -74,8 +75,8 @@ class AllCNNForImageClassification(PreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, c, H, W)`): Images, normalised by the image processor.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): Class indices, for the cross-entropy loss.
-            output_hidden_states (`bool`, *optional*): The maps after each convolution too, `(B, w, H', W')`; as in
-                the configuration by default.
+            output_hidden_states (`bool`, *optional*): Whether to return the map after each convolution too,
+                `(B, w, H', W')`. By default, the configuration decides.
         """
         maps, hidden = pixel_values, []
         for layer in self.layers:

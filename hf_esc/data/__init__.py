@@ -1,4 +1,4 @@
-"""Images and their labels: which data set, which columns, which classes, and how they become batches."""
+"""Reads labelled images: finds the data set, its columns and its classes, and makes batches of tensors."""
 
 from .batches import image_batches, image_channels
 from .image_data import ImageData, load_images, load_pictures

@@ -20,12 +20,12 @@ Batch = dict[str, torch.Tensor]
 
 
 def image_channels(config) -> int:
-    """How many channels the model with this `config` takes: 1 for grey pictures, else 3."""
+    """Number of image channels that the model with this `config` takes: 1 for grey images, else 3."""
     return getattr(getattr(config, "base_config", config), "num_channels", None) or 3
 
 
 def picture_batch(processor, num_channels: int = 3) -> Batch:
-    """A batch of one picture of noise, to find a model's head with where there is no image at hand."""
+    """A batch with one image of noise. It serves to find a model's head when no image is at hand."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     picture = PIL.Image.fromarray(noise).convert("L" if num_channels == 1 else "RGB")
     return dict(processor(images=[picture], return_tensors="pt"))
@@ -50,28 +50,28 @@ def image_batches(
         processor: An image processor of transformers.
         image_column (`str`): The column with the images.
         label_column (`str`, *optional*): The column with class indices, passed on as `labels`.
-        batch_size (`int`, defaults to 32): Images in a batch; the last may hold fewer.
+        batch_size (`int`, defaults to 32): Images in a batch; the last batch may hold fewer.
         num_workers (`int`, defaults to 0): Processes that read and preprocess.
         num_channels (`int`, defaults to 3): 1 turns the images to grey, anything else to RGB.
-        share (`tuple[int, int]`, defaults to `(0, 1)`): `(i, n)` for the i-th of n processes, which gets every n-th
-            batch from the i-th on.
+        share (`tuple[int, int]`, defaults to `(0, 1)`): The shard `(i, n)` of process i of n, from 0, which takes
+            batches i, i + n, i + 2n, …
 
     Yields:
-        `dict` of `torch.Tensor`: What the processor gives (`pixel_values` of shape `(B, c, H, W)`), and `labels`
-            `(B,)`.
+        `dict` of `torch.Tensor`: The processor's output (`pixel_values` of shape `(B, c, H, W)`), and `labels` of
+            shape `(B,)` if there is a label column.
 
     Raises:
-        ImageError: If an image cannot be read; its number and file are named.
+        ImageError: If an image cannot be read. The message names its number and its file.
     """
     collate = ImageCollator(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
-    # Transforms and formats are the user's, for training; what is erased are the images as they are.
+    # A user's transforms and formats are for training. Erasing needs the images as they are.
     raw = dataset.with_format(None)
     if dataset.features is not None:
-        # Bytes are decoded in `ImageCollator`, where a broken one can be named.
+        # `ImageCollator` decodes the bytes, because there an error can name the broken image.
         raw = raw.cast_column(image_column, Image(decode=False))
     columns = [image_column] if label_column is None else [image_column, label_column]
     index, count = share
-    own = torch.Generator()  # nothing is drawn, and yet a loader would take a seed from the caller's generator
+    own = torch.Generator()  # a loader draws a seed even if it shuffles nothing; this spares the caller's generator
     if isinstance(dataset, IterableDataset):
         stream = _NumberedStream(raw.select_columns(columns))
         batches = DataLoader(stream, batch_size=batch_size, collate_fn=collate, num_workers=num_workers, generator=own)
@@ -85,7 +85,7 @@ def image_batches(
 
 
 class NumberedRows(torch.utils.data.Dataset):
-    """Rows with their number, fetched a batch at a time."""
+    """Rows with their numbers, fetched one batch at a time."""
 
     def __init__(self, rows: Dataset):
         self.rows = rows
@@ -106,7 +106,7 @@ class _NumberedStream(torch.utils.data.IterableDataset):
 
 
 class ImageCollator:
-    """Numbered rows to a batch of tensors."""
+    """Turns numbered rows into a batch of tensors."""
 
     def __init__(self, processor, image_column: str, label_column: str | None, mode: str):
         self.processor = processor
@@ -128,23 +128,25 @@ class ImageCollator:
                 raise ValueError("it is missing")
             image = value if isinstance(value, PIL.Image.Image) else self.decoder.decode_example(value)
             return image.convert(self.mode)
-        except Exception as error:  # each image format has error types of its own
+        except Exception as error:  # every image format raises its own types of error
             path = value.get("path") if isinstance(value, dict) else None
             named = f" ({path})" if path else ""
             raise ImageError(f"Image {number}{named} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def ready_batches(batches: Iterable[Any]) -> Iterator[Batch]:
-    """Pass on batches that hold tensors by name, and refuse anything else with its number."""
+    """Yield batches that are dicts of tensors. Raise a [`ForgetSetError`] with the number of any other batch."""
     for number, batch in enumerate(batches):
         if not hasattr(batch, "items") or not all(isinstance(value, torch.Tensor) for value in dict(batch).values()):
             raise ForgetSetError(
-                f"Batch {number} of the forget set is a {type(batch).__name__}. A forget set is a "
-                f"`datasets.Dataset` or "
-                "`IterableDataset` with an image column, or an iterable of dicts of tensors such as "
+                f"Batch {number} of the forget set is a {type(batch).__name__}. A forget set is a `datasets.Dataset` "
+                "or `IterableDataset` with an image column, or an iterable of dicts of tensors such as "
                 "{'pixel_values': tensor}."
             )
         if not batch or set(batch) == {"labels"}:
-            raise ForgetSetError(f"Batch {number} of the forget set holds no images, only {sorted(batch)}.")
-        if all(len(value) for value in dict(batch).values()):  # an empty batch says nothing
+            raise ForgetSetError(
+                f"Batch {number} of the forget set holds no images, only {sorted(batch)}. Give images such as "
+                "`pixel_values`."
+            )
+        if all(len(value) for value in dict(batch).values()):  # empty batches are skipped
             yield dict(batch)

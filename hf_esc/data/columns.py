@@ -1,4 +1,4 @@
-"""Which column of a data set holds the images, and which the labels."""
+"""Finds the columns of a data set that hold the images and the labels."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ from datasets.features import Features
 from ..errors import DataError
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "picture", "photo")
-# `coarse_label` is left out on purpose: CIFAR-100's twenty superclasses are never what a plain "label" means.
+# `coarse_label` is left out on purpose: a plain "label" never means CIFAR-100's twenty superclasses.
 LABEL_COLUMNS = ("label", "fine_label", "labels", "class", "target", "category")
 
 
 def find_image_column(features: Features, named: str | None = None) -> str:
-    """The column with the images: `named`, else the one of type Image, else the one with a usual name."""
+    """The column with the images: `named`, else the only one of type Image, else the only one with a usual name."""
     if named is None:
         typed = [column for column, feature in features.items() if isinstance(feature, Image)]
         named = _only_column(features, typed or [c for c in IMAGE_COLUMNS if c in features], "image")
@@ -28,7 +28,7 @@ def find_image_column(features: Features, named: str | None = None) -> str:
 
 
 def find_label_column(features: Features, named: str | None = None) -> str:
-    """The column with the labels: `named`, else the one of type ClassLabel, else the one with a usual name."""
+    """The column with the labels: `named`, else the only ClassLabel, else the only one with a usual name."""
     if named is not None:
         named = _named_column(features, named, "label_column")
         if not _holds_labels(features[named]):

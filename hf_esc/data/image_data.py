@@ -1,4 +1,4 @@
-"""A labelled image data set: load it, find its columns and its classes, and split it by label."""
+"""Loads a labelled image data set, finds its columns and its classes, and selects images by label."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class ImageData:
     A labelled image data set whose columns and classes are known.
 
     Args:
-        name (`str`): What the user called it.
+        name (`str`): The name that the user gave.
         train (`datasets.Dataset`): Training images.
-        test (`datasets.Dataset`, *optional*): Test images, None where the data set has no such split.
+        test (`datasets.Dataset`, *optional*): Test images. None if the data set has no test split.
         image_column (`str`): The column with the images.
         label_column (`str`): The column with the class indices.
-        label_names (`list[str]`, *optional*): Class names by index, None where there are numbers alone.
+        label_names (`list[str]`, *optional*): Class names by index. None if the classes only have numbers.
         num_labels (`int`): Number of classes.
-        hub_id (`str`, *optional*): Its id on the Hub, where it came from there.
+        hub_id (`str`, *optional*): Its id on the Hub, if it came from there.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ImageData:
     hub_id: str | None = None
 
     def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
-        """The images of `split` whose class is (`keep=False`: is not) among `labels`, in their order."""
+        """The images of `split` whose class is among `labels` (with `keep=False`: is not), in their order."""
         chosen = np.isin(np.asarray(split.with_format(None)[self.label_column]), list(labels))
         return split.select(np.flatnonzero(chosen if keep else ~chosen))
 
@@ -68,7 +68,7 @@ class ImageData:
         The training images of these classes.
 
         Raises:
-            ForgetSetError: If one of them has none: it would stay, and look forgotten.
+            ForgetSetError: If one of the classes has no training image. It would stay and yet look forgotten.
         """
         labels = list(labels)
         there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column])).tolist())
@@ -78,44 +78,45 @@ class ImageData:
         return self.select(self.train, labels)
 
     def rows(self, rows: Sequence[int], *, keep: bool = True) -> Dataset:
-        """The training images in these rows (`keep=False`: in all others), whatever their classes, in their order."""
+        """The training images in these rows (with `keep=False`: in all others), of any class, in their order."""
         chosen = np.isin(np.arange(len(self.train)), list(rows))
         return self.train.select(np.flatnonzero(chosen if keep else ~chosen))
 
     def rows_to_forget(self, fraction: float, seed: int = 0) -> list[int]:
         """
-        Rows of the training split that are drawn to be forgotten, whatever their classes, in ascending order.
+        Draw rows of the training split to forget, of any class. Returns them in ascending order.
 
         Args:
-            fraction (`float`): Share of the training images, above 0 and below 1.
-            seed (`int`, defaults to 0): Of the draw. The same seed draws the same rows.
+            fraction (`float`): Fraction of the training images, above 0 and below 1.
+            seed (`int`, defaults to 0): Seed of the draw. The same seed draws the same rows.
 
         Raises:
-            ForgetSetError: If the share or the seed is out of its range, or it comes to no row or to all of them.
+            ForgetSetError: If the fraction or the seed is out of its range, or the fraction comes to no row or to all
+                rows.
         """
         if seed < 0:
-            raise ForgetSetError(f"The seed of the draw is 0 or more, not {seed}.")
+            raise ForgetSetError(f"The seed of the draw should be 0 or more, not {seed}.")
         if not 0 < fraction < 1:
-            raise ForgetSetError(f"The share of the images to forget is above 0 and below 1, not {fraction}.")
+            raise ForgetSetError(f"The fraction of images to forget should be above 0 and below 1, not {fraction}.")
         total = len(self.train)
         count = round(fraction * total)
         if not 0 < count < total:
             raise ForgetSetError(
-                f"The share {fraction} of {total} training images comes to {count} of them. Take another share."
+                f"A fraction of {fraction} of {total} training images comes to {count} of them. Use another fraction."
             )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
         return order[:count].sort().values.tolist()
 
     def check_rows(self, rows: Iterable[int]) -> list[int]:
         """
-        Rows of the training split that somebody named to be forgotten, in ascending order.
+        Check the rows of the training split that a user named to be forgotten. Returns them in ascending order.
 
         Raises:
-            ForgetSetError: If there is none, one is not there or named twice, or no other would be left.
+            ForgetSetError: If no row is named, a row does not exist or is named twice, or no other row would be left.
         """
         named, total = [int(row) for row in rows], len(self.train)
         if not named:
-            raise ForgetSetError(f"The forget set is empty: name one at least of the {total} training images.")
+            raise ForgetSetError(f"The forget set is empty: name at least one of the {total} training images.")
         if wrong := [row for row in named if not 0 <= row < total]:
             raise ForgetSetError(
                 f"There is no row {wrong[0]}: rows of the {total} training images go up to {total - 1}."
@@ -129,10 +130,10 @@ class ImageData:
 
     def resolve(self, requested: str | int | Iterable[str | int], config) -> list[int]:
         """
-        The data set's class indices that a user's labels mean, for the model with this `config`.
+        The class indices of the data set that a user's labels mean, for the model with this `config`.
 
         Raises:
-            LabelError: As [`resolve_labels`] and [`match_labels`], and if no class of the model would be left.
+            LabelError: As in [`resolve_labels`] and [`match_labels`], and if no class of the model would be left.
         """
         names = self.label_names or model_label_names(config)
         mapping = self.labels_in(config)
@@ -146,14 +147,12 @@ class ImageData:
                 number = int(strange[0].strip().lstrip("#"))
                 raise LabelError(
                     f"Class {number} is {self.label_names[number]!r} in the data set and another one in the model, "
-                    f"which "
-                    "numbers its classes otherwise. Use the name."
+                    "which numbers its classes differently. Use the name."
                 )
         if len({mapping[label] for label in labels} | erased_labels(config)) == config.num_labels:
             raise LabelError(
                 f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. "
-                f"Delete "
-                "the model instead, or name fewer classes."
+                "Delete the model instead, or name fewer classes."
             )
         return labels
 
@@ -180,8 +179,10 @@ def load_images(
     Args:
         name (`str`): `"embedded"`, a folder (of parquet files, of images in one folder per class, or saved by
             `save_to_disk`), or an id on the Hub.
-        image_column (`str`, *optional*): The column with the images; found where there is one candidate.
-        label_column (`str`, *optional*): The column with the labels; found likewise, never `coarse_label`.
+        image_column (`str`, *optional*): The column with the images. By default, it is found if there is one
+            candidate.
+        label_column (`str`, *optional*): The column with the labels. By default, it is found if there is one
+            candidate other than `coarse_label`.
         revision (`str`, *optional*): Revision on the Hub.
 
     Returns:
@@ -209,7 +210,7 @@ def load_images(
             )
         candidate, test_names = _with_class_indices(name, splits[split], label_column, names)
         if set(candidate[label_column]) == {-1}:
-            continue  # images whose labels are held back, as in a competition
+            continue  # the labels of these images are held back, as in a competition
         if test_names != names:
             raise DataError(
                 f"The `{split}` split of {name!r} names its classes {test_names}, and the training split {names}. "
@@ -221,7 +222,8 @@ def load_images(
     num_labels = len(names) if names else int(max(labels.max() for labels in found)) + 1
     if min(labels.min() for labels in found) < 0 or max(labels.max() for labels in found) >= num_labels:
         raise DataError(
-            f"The column {label_column!r} of {name!r} has values outside of its {num_labels} classes, from 0."
+            f"The column {label_column!r} of {name!r} has values outside of its classes, which are 0 to "
+            f"{num_labels - 1}. Correct the labels."
         )
     if isinstance(feature := train.features[label_column], ClassLabel):
         names = class_names(feature.names)
@@ -231,10 +233,10 @@ def load_images(
 
 def load_pictures(name: str) -> Dataset:
     """
-    The pictures of a data set whatever their labels, of its training split or its only one.
+    The images of a data set, with or without labels: those of its training split, or of its only split.
 
     Raises:
-        DataError: If it cannot be loaded.
+        DataError: If the data set cannot be loaded.
     """
     splits = _load_splits(name, None)
     return splits["train"] if "train" in splits else next(iter(splits.values()))
@@ -243,7 +245,7 @@ def load_pictures(name: str) -> Dataset:
 def _with_class_indices(
     name: str, split: Dataset, column: str, names: list[str] | None = None
 ) -> tuple[Dataset, list[str] | None]:
-    """A split whose label column holds class indices, and the classes' names where it has them."""
+    """The split with class indices in its label column, and the names of the classes, or None if it has none."""
     feature = split.features[column]
     values = split[column]
     if any(value is None for value in values):
@@ -257,7 +259,8 @@ def _with_class_indices(
         names = sorted(set(values), key=int if numbers else None)
     if strange := set(values) - set(names):
         raise DataError(
-            f"The test split of {name!r} has labels that the training split has not: {sorted(strange)[:5]}."
+            f"The test split of {name!r} has labels that the training split has not: {sorted(strange)[:5]}. Leave "
+            "these images out, or add their classes to the training split."
         )
     # Before 5.2, casting to `ClassLabel` takes the text "3" for the index 3 and not for the class of that name.
     index = {class_name: number for number, class_name in enumerate(names)}
@@ -267,7 +270,7 @@ def _with_class_indices(
 
 def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
     if name == embedded.NAME:
-        # Read straight from the package: no copy in the datasets cache, and no cache is needed.
+        # Read straight from the package, without a copy in the datasets cache.
         return {path.stem: Dataset(parquet.read_table(path)) for path in sorted(embedded.DATASET.glob("*.parquet"))}
     folder = Path(name)
     try:
@@ -275,7 +278,7 @@ def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
             loaded = load_from_disk(name)
         else:
             loaded = load_dataset(name, revision=revision)
-    except Exception as error:  # what `datasets` raises ranges over a dozen types, from every file format it reads
+    except Exception as error:  # `datasets` raises a dozen types of error, from every file format that it reads
         raise DataError(
             f"The data set {name!r} cannot be loaded: {type(error).__name__}: {str(error).rstrip('.')}. It should be "
             "`embedded`, a folder with parquet files or with one folder of images per class, or an id on the Hub."

@@ -1,4 +1,4 @@
-"""Images that are passed over many times: as tensors in memory where they fit, else read anew each time."""
+"""Images for several passes: kept in memory as tensors if they fit, else read anew in each pass."""
 
 # Shapes: N images, B of them in a batch.
 
@@ -21,7 +21,7 @@ from .batches import Batch, ImageCollator, NumberedRows, image_channels, ready_b
 from .columns import find_image_column, find_label_column
 from .model_batches import NOTHING_TO_FORGET, label_mapping, processor_at_hand
 
-# Images that are read at a time where all are read.
+# Number of images that are read at a time when all are read.
 _CHUNK = 256
 
 
@@ -29,14 +29,14 @@ class LabelledImages(torch.utils.data.Dataset):
     """
     Preprocessed images with the model's class indices.
 
-    Indexed with a list of rows it gives the batch `{"inputs": …, "labels": (n,), "rows": (n,)}`, `inputs` being what
-    the model takes.
+    A list of n rows as index gives the batch `{"inputs": …, "labels": (n,), "rows": (n,)}`, where `inputs` holds the
+    model's inputs.
 
     Args:
         labels (`torch.LongTensor` of shape `(N,)`): The model's class indices.
-        read (`Callable`): From a list of rows to the model's inputs.
-        fingerprints (`Callable`): To one fingerprint for each image, of the file where it comes from one.
-        from_files (`bool`): Whether fingerprints are of files, and not of tensors.
+        read (`Callable`): Takes a list of rows and returns the model's inputs.
+        fingerprints (`Callable`): Returns one fingerprint for each image.
+        from_files (`bool`): Whether the fingerprints are of files. Otherwise they are of tensors.
     """
 
     def __init__(
@@ -59,12 +59,12 @@ class LabelledImages(torch.utils.data.Dataset):
         return {"inputs": self._read(rows), "labels": self.labels[rows], "rows": torch.tensor(rows, dtype=torch.long)}
 
     def batches(self, size: int = _CHUNK) -> Iterator[dict[str, Any]]:
-        """All rows in order."""
+        """Batches of all rows, in order."""
         for start in range(0, len(self), size):
             yield self.__getitems__(list(range(start, min(start + size, len(self)))))
 
     def part(self, rows: Tensor) -> LabelledImages:
-        """These rows alone."""
+        """A data set of only these rows."""
         chosen = rows.tolist()
         return LabelledImages(
             self.labels[rows],
@@ -75,29 +75,29 @@ class LabelledImages(torch.utils.data.Dataset):
 
     @property
     def sha256(self) -> str:
-        """Of all images in their order."""
+        """SHA-256 of all images in their order."""
         return hashlib.sha256(b"".join(self._fingerprints())).hexdigest()
 
     @property
     def labels_sha256(self) -> str:
-        """Of all labels in their order."""
+        """SHA-256 of all labels in their order."""
         return hashlib.sha256(self.labels.numpy().tobytes()).hexdigest()
 
     def refuse_overlap(self, retain: LabelledImages) -> None:
         """
-        Raise a [`ForgetSetError`] where a retain image is one of these, byte for byte, or where one side is of files
-        and the other of tensors, which cannot be compared.
+        Raise a [`ForgetSetError`] if a retain image equals one of these byte for byte. Raise one also if one set is of
+        files and the other of tensors, because these cannot be compared.
         """
         if self.from_files != retain.from_files:
             raise ForgetSetError(
-                "One of the forget and the retain set is a data set and the other batches of tensors, so it cannot be "
-                "told whether they share images. Give both in the same form."
+                "Of the forget set and the retain set, one is a data set and the other batches of tensors, so nothing "
+                "can tell whether they share images. Give both in the same form."
             )
         own = set(self._fingerprints())
         if shared := [row for row, fingerprint in enumerate(retain._fingerprints()) if fingerprint in own]:
             raise ForgetSetError(
                 f"The forget and the retain set share {len(shared)} images, such as row {shared[0]} of the retain "
-                "set, which would be trained on as images to keep. Take them out of the retain set."
+                "set. Training would keep them. Take them out of the retain set."
             )
 
 
@@ -112,31 +112,34 @@ def labelled_images(
     what: str = "forget set",
 ) -> tuple[LabelledImages, Any]:
     """
-    The images of a data set, or of batches of tensors, for a model.
+    Read the images of a data set, or of batches of tensors, for a model.
 
     Args:
-        model (`PreTrainedModel`): Whose classes and inputs they are for.
-        images: A `datasets.Dataset` with columns of images and labels, or an iterable of ready batches, dicts of
-            tensors as the model takes them with `labels` (the model's class indices), which are kept in memory.
-        processor (*optional*): Image processor; that of `model` by default.
+        model (`PreTrainedModel`): The model whose inputs and class indices the result has.
+        images: A `datasets.Dataset` with columns of images and labels, or an iterable of ready batches. A ready batch
+            is a dict of the model's input tensors and `labels` (the model's class indices). Ready batches are kept in
+            memory.
+        processor (*optional*): Image processor. By default, the processor of `model`.
         image_column, label_column (`str`, *optional*): Columns of a data set.
-        memory (`int`, defaults to 1024): The most MiB that a data set's preprocessed images may take in memory. Beyond
-            it they are read and preprocessed in every pass.
-        what (`str`): What they are, for errors.
+        memory (`int`, defaults to 1024): The most MiB that a data set's preprocessed images may take in memory. If
+            they need more, they are read and preprocessed in every pass.
+        what (`str`): Names the set in errors.
 
     Returns:
-        [`LabelledImages`], and the image processor where there was need of one.
+        [`LabelledImages`], and the image processor if one was needed.
 
     Raises:
-        ForgetSetError: If there is no image, one has no label, or it is a stream.
+        ForgetSetError: If there is no image, an image has no label, or `images` is a stream.
         LabelError: If the labels are not the model's.
         DataError: If a column cannot be found or an image cannot be read.
-        ModelError: If there is no image processor for a data set.
+        ModelError: If a data set comes without an image processor.
     """
     if isinstance(images, datasets.DatasetDict | datasets.IterableDatasetDict):
-        raise ForgetSetError(f"The {what} is one split, and this has {list(images)}. Choose one, such as `['train']`.")
+        raise ForgetSetError(
+            f"The {what} should be one split, and this has {list(images)}. Choose one, such as `['train']`."
+        )
     if isinstance(images, datasets.IterableDataset):
-        raise ForgetSetError(f"The {what} is passed over several times, and a stream ends. Give a `datasets.Dataset`.")
+        raise ForgetSetError(f"The {what} is a stream, and it is needed several times. Give a `datasets.Dataset`.")
     if isinstance(images, datasets.Dataset):
         found = _of_data_set(model, images, processor, image_column, label_column, memory, what)
     else:
@@ -178,7 +181,7 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
 
 
 def file_fingerprints(images: datasets.Dataset, image_column: str) -> list[bytes]:
-    """One fingerprint for each image, of its file's bytes, or of its address where that is all there is."""
+    """One fingerprint for each image: of its file's bytes, or of its address if the file cannot be read."""
     files = images.with_format(None).select_columns([image_column]).cast_column(image_column, Image(decode=False))
     return [
         hashlib.sha256(_file_of(cell)).digest()
@@ -203,13 +206,13 @@ def _of_batches(batches: Any, num_labels: int | None, what: str) -> LabelledImag
     try:
         kept = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
     except (KeyError, RuntimeError) as error:
-        raise ForgetSetError(f"The batches of the {what} are not of one kind: {str(error).splitlines()[0]}") from error
+        raise ForgetSetError(f"The batches of the {what} do not fit together: {str(error).splitlines()[0]}") from error
     if len(lengths := {len(value) for value in kept.values()}) > 1:
         raise ForgetSetError(f"The {what} has entries of different lengths: {sorted(lengths)}.")
     labels = kept.pop("labels").long()
     if labels.min() < 0 or (num_labels is not None and labels.max() >= num_labels):
         raise LabelError(
-            f"The {what} has labels from {labels.min()} to {labels.max()}, and the model {num_labels} classes."
+            f"The {what} has labels from {labels.min()} to {labels.max()}, and the model has {num_labels} classes."
         )
 
     def fingerprints() -> list[bytes]:
@@ -224,12 +227,12 @@ def _of_tensors(kept: dict[str, Tensor]) -> Callable[[list[int]], Batch]:
 
 
 def _file_of(cell: dict[str, Any]) -> bytes:
-    """What an image is stored as: the same picture can lie at two paths."""
+    """The bytes of an image's file, because the same image can lie at two paths; its address if it cannot be read."""
     if cell["bytes"] is not None:
         return cell["bytes"]
     try:
         return Path(cell["path"]).read_bytes()
-    except OSError:  # an address; what cannot be read at all is said where it is read
+    except OSError:  # perhaps an address on the web; reading the image raises an error if it cannot be read at all
         return str(cell["path"]).encode()
 
 

@@ -1,8 +1,8 @@
 """
-Which class is meant: label names of a data set and of a model, and the names or numbers that a user writes.
+Finds the class that is meant: matches label names of a data set and of a model, and reads names or numbers of a user.
 
-Erasing the wrong class silently is the worst bug, so nothing here guesses: names that do not match are an error that
-lists both sides.
+The worst bug would be to erase the wrong class silently. So this module never guesses: names that do not match are an
+error that lists both sides.
 """
 
 import difflib
@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import LabelError, ModelError
 
-# The name of a class whose own name may not be said, in a model that has forgotten it.
+# Stands in for the name of a forgotten class, if the name itself must not appear.
 _REDACTED = re.compile(r"redacted-\d+")
 _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)
 
 
 def model_label_names(config) -> list[str] | None:
     """
-    The names in a model's `id2label` in the order of its logits; None where it has only `LABEL_0`, `LABEL_1`, …
+    The names in a model's `id2label`, in the order of its logits. None if they are `LABEL_0`, `LABEL_1`, …
 
     Raises:
         LabelError: If its keys are not the numbers from 0 on: class i is the i-th logit, and anything else is a guess.
@@ -65,7 +65,7 @@ def check_classes(config) -> None:
 
 
 def erased_labels(config) -> set[int]:
-    """The classes of a model that its ledger says were erased; none of a model without a ledger."""
+    """The classes of a model that were erased according to its ledger. Empty for a model without a ledger."""
     return {label for record in getattr(config, "erasures", []) for label in record.get("label_ids") or ()}
 
 
@@ -78,12 +78,12 @@ def erased_earlier(config, labels: Iterable[int]) -> list[int]:
 
 
 def redacted_name(label: int) -> str:
-    """What stands in place of the name of class `label` where that may not be said."""
+    """The name that replaces the name of class `label`, if the name itself must not appear."""
     return f"redacted-{label}"
 
 
 def class_names(names: Sequence[str]) -> list[str] | None:
-    """The names of classes, or None where they are "0", "1", "2", …, which are numbers."""
+    """The names of classes. None if they are "0", "1", "2", …, which are only numbers."""
     return None if all(name == str(index) for index, name in enumerate(names)) else list(names)
 
 
@@ -91,13 +91,15 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
     """
     For each class of the data set, its class in the model.
 
-    Classes are matched by name, whatever their order; the data set may hold a part of the model's classes. By number
-    only where one side has no names and the counts agree. A redacted name of the model is that of the data set's class
-    of the same number where all other names stand at the same places, or of the one class that is left over.
+    Classes are matched by name, in whatever order they come. The data set may hold only some of the model's classes.
+    Classes are matched by number only if one side has no names and the counts agree. A redacted name of the model
+    matches the data set's class of the same number if all other names stand at the same places. Otherwise it matches
+    the one class that is left over.
 
     Args:
-        data_names (`Sequence[str]`, *optional*): Class names of the data set, None where it has numbers alone.
-        model_names (`Sequence[str]`, *optional*): Class names of the model in the order of its logits, None for none.
+        data_names (`Sequence[str]`, *optional*): Class names of the data set. None if its classes only have numbers.
+        model_names (`Sequence[str]`, *optional*): Class names of the model in the order of its logits. None if it has
+            no names.
         num_data (`int`): Classes in the data set.
         num_model (`int`): Classes in the model.
 
@@ -105,16 +107,15 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
         `list[int]` of length `num_data`: the model's class index for each class index of the data set.
 
     Raises:
-        LabelError: If a name of the data set is not one of the model's or could be two of them, or the counts differ
-            where there are no names to go by.
+        LabelError: If a name of the data set matches none of the model's names or several of them, or if one side has
+            no names and the counts differ.
     """
     if data_names is None or model_names is None:
         if num_data != num_model:
             raise LabelError(
                 f"The data set has {num_data} classes ({_listed(data_names)}) and the model {num_model} "
-                f"({_listed(model_names)}). One of them has no label names, so they can be matched by number only, "
-                f"and "
-                "that needs equal counts. Give the data set a ClassLabel column or the model an `id2label`."
+                f"({_listed(model_names)}). One of them has no label names, so they can only be matched by number, "
+                "which needs equal counts. Give the data set a ClassLabel column or the model an `id2label`."
             )
         return list(range(num_data))
     redacted = [index for index, name in enumerate(model_names) if _REDACTED.fullmatch(name)]
@@ -134,8 +135,7 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
     except LabelError as error:
         raise LabelError(
             f"The data set's labels are not the model's: {error} Data set: {_listed(data_names)}. Model: "
-            f"{_listed(model_names)}. Rename one side (`id2label` of the model or the ClassLabel names of the data "
-            f"set)."
+            f"{_listed(model_names)}. Rename one side: the model's `id2label`, or the data set's ClassLabel names."
         ) from None
 
 
@@ -143,21 +143,21 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
     """
     The class indices that a user's labels mean.
 
-    A label is a name (case, spaces and underscores aside; one synonym of a name such as `"tench, Tinca tinca"` is
-    enough) or a number; `"#3"` is the number 3 whatever the names. A comma separates labels, unless the whole string
-    is a name.
+    A label is a name or a number. Case, spaces, hyphens and underscores of a name do not matter, and one synonym of a
+    name such as `"tench, Tinca tinca"` is enough. `"#3"` always means the number 3, even if a class is named "3". A
+    comma separates labels, unless the whole string is a name.
 
     Args:
-        requested (`str`, `int` or an iterable of them): What the user wrote.
-        names (`Sequence[str]`, *optional*): Class names, None where there are numbers alone.
+        requested (`str`, `int` or an iterable of them): The labels as the user wrote them.
+        names (`Sequence[str]`, *optional*): Class names. None if the classes only have numbers.
         count (`int`): Number of classes.
 
     Returns:
         `list[int]`: Sorted class indices without repetition, at least one.
 
     Raises:
-        LabelError: If a label is not there (the near names are listed), is a name and the number of another class, or
-            if none is named.
+        LabelError: If a label does not exist (the message lists similar names), if it is the name of one class and the
+            number of another, or if no label is given.
     """
     wanted = [requested] if isinstance(requested, str | int) else list(requested)
     indices: set[int] = set()
@@ -197,7 +197,7 @@ def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> i
 
 
 def _find(name: str, names: Sequence[str]) -> int:
-    """The one index of `name` in `names`: the same name, else one synonym of a comma-separated name."""
+    """The only index of `name` in `names`: of the same name, else of a name that has it among its synonyms."""
     wanted = _folded(name)
     matches = [index for index, other in enumerate(names) if _folded(other) == wanted]
     if not matches:

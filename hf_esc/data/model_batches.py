@@ -1,4 +1,4 @@
-"""Batches of a forget set: a data set's images through the processor with the model's labels, or ready batches."""
+"""Batches of a forget set with the model's labels: made from a data set by the image processor, or ready-made."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def forget_batches(
     with_labels: bool = True,
 ):
     """
-    Batches with the model's class indices as labels, and the image processor where one was needed.
+    Batches with the model's class indices as labels, and the image processor if one was needed.
 
-    `share` is that of [`image_batches`]; ready batches are not shared out. `what` it is, errors say. Without
-    `with_labels` there are none, whatever the forget set has.
+    `share` is the shard of this process, as in [`image_batches`]; ready batches are not sharded. `what` names the set
+    in errors. With `with_labels=False` the batches have no labels, even if the set has some.
     """
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
-            f"The {what} is one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
+            f"The {what} should be one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
         )
     if not isinstance(forget_set, datasets.Dataset | datasets.IterableDataset):
         if not isinstance(forget_set, Iterable):
@@ -88,37 +88,38 @@ def _resolved_features(stream: datasets.IterableDataset, what: str):
         return stream._resolve_features().features
     except StopIteration:
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what)) from None
-    except Exception as error:  # pyarrow's and datasets' own, of many types
+    except Exception as error:  # pyarrow and datasets raise many types
         raise DataError(
-            f"The columns of the {what} are not known ({error}). Give `features=` to its `map`."
+            f"The columns of the {what} are not known ({error}). Pass `features=` to its `map`."
         ) from error
 
 
 def label_mapping(feature, config) -> list[int]:
-    """For each class index of the data set, the model's."""
+    """The model's class index for each class index of the data set, in order."""
     names = model_label_names(config)
     if isinstance(feature, datasets.ClassLabel):
         return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels)
     if not feature.dtype.startswith(("int", "uint", "bool")):
         raise DataError(
-            f"The label column holds text or fractions ({feature.dtype}). Turn it into a ClassLabel with "
+            f"The label column holds text or floating-point numbers ({feature.dtype}). Turn it into a ClassLabel with "
             "`class_encode_column`, so that its names can be matched to the model's."
         )
     return list(range(config.num_labels))
 
 
 def map_labels(batch: Batch, mapping: list[int]) -> Batch:
-    """A batch whose labels are the model's, from one whose labels are the data set's."""
+    """The batch with the data set's class indices replaced by the model's."""
     labels = batch["labels"]
     if labels.min() < 0 or labels.max() >= len(mapping):
         raise DataError(
-            f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes."
+            f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes. "
+            f"Labels should be from 0 to {len(mapping) - 1}."
         )
     return batch | {"labels": torch.tensor(mapping)[labels]}
 
 
 def processor_at_hand(model: PreTrainedModel):
-    """The model's image processor, or None: ready batches need none, and the result carries it where there is one."""
+    """The model's image processor, or None. Ready batches do not need it, but the erased model carries it along."""
     try:
         return load_processor(model)
     except ModelError:

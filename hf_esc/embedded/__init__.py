@@ -1,7 +1,8 @@
 """
-The embedded default: real images and three small checkpoints, so that everything can be tried without a network.
+The embedded images and three small checkpoints, with which everything can be tried without a network.
 
-`examples/train_embedded.py` made the files in this folder, and each checkpoint's `training.json` says how.
+`examples/train_embedded.py` made the files in this folder. The `training.json` of each checkpoint has its command and
+settings.
 """
 
 from pathlib import Path
@@ -21,9 +22,9 @@ def embedded_models() -> list[str]:
 
 def resolve_model(name: str | Path) -> str:
     """
-    The folder of an embedded checkpoint for `embedded` or `embedded/<name>`, and any other name unchanged.
+    Turn `embedded` or `embedded/<name>` into the folder of that checkpoint. Any other name is returned unchanged.
 
-    A folder of the user's own that is called so is reached as `./embedded`.
+    If a user has a folder of that name, `./embedded` names it.
 
     Raises:
         DataError: If there is no such embedded checkpoint.

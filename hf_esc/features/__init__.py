@@ -1,1 +1,1 @@
-"""What the head of a classifier reads: where it is, what passes there, and the directions that it spans."""
+"""The features that a classifier's head reads: where they are, a stream of them, and the directions that they span."""

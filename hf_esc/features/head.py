@@ -1,4 +1,4 @@
-"""Run the head of a classifier on features alone, without the backbone."""
+"""Runs the head of a classifier on features, without the backbone."""
 
 # Shapes: n features, d_g feature dimensions of group g, S sites, C classes.
 
@@ -22,10 +22,9 @@ def apply_sites(
     modules: Sequence[Iterable[nn.Module]], groups: Sequence[SiteGroup], features: Sequence[Tensor]
 ) -> Tensor:
     """
-    What each site makes of features `(n, d_g)`, one tensor for each group, without the backbone: `(S, n, C)` for S
-    sites.
+    Run each site on features `(n, d_g)`, one tensor for each group. Returns `(S, n, C)` for S sites.
 
-    Hooks on the sites do not run.
+    The backbone does not run, nor do hooks on the sites.
     """
     outputs = []
     for group, sites, z in zip(groups, modules, features, strict=True):
@@ -46,11 +45,10 @@ def site_outputs(model: nn.Module, groups: Sequence[SiteGroup], features: Sequen
 
 def head_weights(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBatch) -> Tensor | None:
     r"""
-    The weights \(a_s\) with which the logits are made of the sites' outputs, \(\sum_s a_s g_s(z)\), or None if they
-    are not.
+    The weights \(a_s\) with which the logits are a sum of the sites' outputs, \(\sum_s a_s g_s(z)\).
 
-    One site has the weight 1, two heads whose logits are averaged 1/2 each. They let the head be tried on features
-    alone.
+    A single site has the weight 1. Two heads whose logits are averaged have 1/2 each. With these weights, the head can
+    be run on features without the backbone. None if the logits are not such a sum.
     """
     outputs = site_outputs(model, groups, batch.features).cpu().double()  # (S, n, C)
     logits = batch.logits.cpu().double()
@@ -58,7 +56,7 @@ def head_weights(model: nn.Module, groups: Sequence[SiteGroup], batch: FeatureBa
     if outputs.shape[1:] != logits.shape or not (torch.isfinite(outputs).all() and torch.isfinite(logits).all()):
         return None
     candidates = [torch.full((count,), 1 / count, dtype=torch.float64)]
-    if count > 1 and logits.numel() >= 4 * count:  # of fewer logits than that, some weights always make a sum
+    if count > 1 and logits.numel() >= 4 * count:  # any fewer logits are always such a sum
         candidates.append(torch.linalg.lstsq(outputs.flatten(1).T, logits.flatten()[:, None]).solution[:, 0])
     exact = batch.logits.dtype in (torch.float32, torch.float64)
     allowed = (1e-3 if exact else 5e-2) * logits.abs().max().clamp_min(1e-6)

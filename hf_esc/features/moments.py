@@ -1,4 +1,4 @@
-"""The second moment of a stream of features: all that the closed form needs to know of the forget set."""
+"""The second moment of a stream of features. The closed form needs nothing else of the forget set."""
 
 # Shapes: N features of d dimensions.
 
@@ -18,16 +18,16 @@ class SecondMoment:
     r"""
     The uncentred second moment \(M = \sum_i z_i z_i^\top\) of features \(z_i \in R^d\), in \(O(d^2)\) memory.
 
-    The sum is exact in any order of batches up to float64 rounding, and `M` is all that the left singular vectors of
-    the stacked features depend on: \(Z Z^\top = U \Sigma^2 U^\top\) (Eq. 1 of
-    [ESC](https://huggingface.co/papers/2504.02199)). It accumulates in float64: in float32, a large mean and near-tied
-    eigenvalues put the leading subspace far off.
+    Batches may come in any order: the sum is exact up to float64 rounding. The left singular vectors of the stacked
+    features depend only on \(M\), because \(Z Z^\top = U \Sigma^2 U^\top\) (Eq. 1 of
+    [ESC](https://huggingface.co/papers/2504.02199)). The sum is accumulated in float64. In float32, a large mean and
+    near-tied eigenvalues would give a wrong leading subspace.
 
-    Whoever has the moment of one image has that image's feature, \(z z^\top\); share moments of many images only.
+    The moment of one image is \(z z^\top\) and gives that image's feature away. Share only moments of many images.
 
     Args:
         dim (`int`): Number of feature dimensions d.
-        device (`torch.device`, *optional*): Where to accumulate; on a device without float64, the CPU takes its place.
+        device (`torch.device`, *optional*): Where to accumulate. The CPU takes the place of a device without float64.
 
     Attributes:
         matrix (`torch.Tensor` of shape `(d, d)`): \(M\), float64.
@@ -36,7 +36,7 @@ class SecondMoment:
 
     def __init__(self, dim: int, device: torch.device | str | None = None):
         if dim < 1:
-            raise ValueError(f"A second moment has at least one dimension, and `dim` is {dim}.")
+            raise ValueError(f"A second moment needs at least one dimension, and `dim` is {dim}.")
         device = torch.device(device or "cpu")
         if device.type == "mps":  # has no float64
             device = torch.device("cpu")
@@ -57,7 +57,7 @@ class SecondMoment:
 
         Raises:
             ValueError: If the shape is not `(N, d)`.
-            NonFiniteError: If an entry is NaN or infinite. Nothing of the batch is added.
+            NonFiniteError: If an entry is NaN or infinite. Then no part of the batch is added.
         """
         if features.ndim != 2 or features.shape[1] != self.dim:
             raise ValueError(f"Features should have the shape (N, {self.dim}), not {tuple(features.shape)}.")
@@ -66,8 +66,8 @@ class SecondMoment:
             first = int(bad.nonzero()[0])
             raise NonFiniteError(
                 f"{int(bad.sum())} of the {len(features)} features in this batch are not finite; the first is row "
-                f"{first}, "
-                f"feature {self.n + first} of the stream. Look for NaN in the images or an overflow in half precision."
+                f"{first}, feature {self.n + first} of the stream. Look for NaN in the images or an overflow in half "
+                "precision."
             )
         features = features.to(self.matrix.device, torch.float64)
         self.matrix.addmm_(features.T, features)
@@ -75,7 +75,7 @@ class SecondMoment:
         return self
 
     def merge(self, other: SecondMoment) -> SecondMoment:
-        """Add what `other` has seen: the moment of both streams one after the other."""
+        """Add the moment of another stream. The result is the moment of both streams together."""
         if other.dim != self.dim:
             raise ValueError(f"A moment of {other.dim} dimensions cannot be merged into one of {self.dim}.")
         self.matrix += other.matrix.to(self.matrix.device)
@@ -88,10 +88,10 @@ class SecondMoment:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> SecondMoment:
         """
-        Take over a saved state.
+        Load a saved state.
 
         Raises:
-            ValueError: If it is not a symmetric finite `(d, d)` matrix with a count.
+            ValueError: If the state is not a symmetric finite `(d, d)` matrix with a count.
         """
         if set(state) != {"matrix", "n"}:
             raise ValueError(f"A second moment's state has the keys 'matrix' and 'n', not {sorted(state)}.")
@@ -100,7 +100,7 @@ class SecondMoment:
             raise ValueError(f"The state has the shape {tuple(matrix.shape)}, not {tuple(self.matrix.shape)}.")
         if not torch.isfinite(matrix).all() or not torch.allclose(matrix, matrix.T) or int(state["n"]) < 0:
             raise ValueError(
-                "The state is no second moment: it should be finite and symmetric, with a count of 0 or more."
+                "The state is not a second moment: it should be finite and symmetric, with a count of 0 or more."
             )
         self.matrix = matrix.clone()
         self.n = int(state["n"])

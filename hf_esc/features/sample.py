@@ -12,11 +12,11 @@ from .stream import FeatureBatch
 
 class FeatureSample:
     """
-    A uniform sample of a stream, of bounded size: reservoir sampling, which gives each image the same chance.
+    A uniform sample of a stream, of bounded size, by reservoir sampling: each image has the same chance.
 
     Args:
-        size (`int`): The most images to keep.
-        seed (`int`): Seed of the choice.
+        size (`int`): The largest number of images to keep.
+        seed (`int`): Seed of the draw.
     """
 
     def __init__(self, size: int, seed: int = 0):
@@ -28,9 +28,10 @@ class FeatureSample:
         self._labels: Tensor | None = None
 
     def update(self, batch: FeatureBatch) -> None:
-        """See a batch."""
+        """Draw from a batch of the stream."""
         count = len(batch.logits)
-        # Row i of the stream goes to slot i while there is room, then to slot j, uniform in [0, i], if that is one.
+        # Row i of the stream goes to slot i while there is room. After that, j is uniform in [0, i], and the row goes
+        # to slot j if the sample has a slot j.
         rows = torch.arange(self.n, self.n + count)
         drawn = (torch.rand(count, generator=self.generator, dtype=torch.float64) * (rows + 1)).long()
         slots = torch.where(rows < self.size, rows, drawn)
@@ -38,7 +39,7 @@ class FeatureSample:
         self.n += count
         if not len(kept):
             return
-        # Of several rows for one slot the last wins, as if they had come one by one.
+        # If several rows go to one slot, the last one stays, as if they had come one by one.
         last = {int(slots[row]): int(row) for row in kept}
         slot, row = torch.tensor(list(last)), torch.tensor(list(last.values()))
         row_there = row.to(batch.logits.device)
@@ -58,12 +59,12 @@ class FeatureSample:
 
     @property
     def predictions(self) -> Tensor:
-        """The head's class for each image, `(n,)`."""
+        """The class that the head predicts for each image, `(n,)`."""
         return self._predictions
 
     @property
     def labels(self) -> Tensor | None:
-        """The label of each image, `(n,)`, where the stream had labels."""
+        """The label of each image, `(n,)`. None if the stream had no labels."""
         return self._labels
 
 

@@ -1,5 +1,5 @@
 """
-Where a classifier reads its features: found by tracing one forward pass, for any architecture.
+Finds where a classifier's head reads its features, for any architecture, by tracing one forward pass.
 
 A *site* is the module of the head that turns features into logits, such as `classifier`. Sites that read the very same
 tensor form a group, and each group gets one projection.
@@ -31,8 +31,8 @@ class SiteGroup:
         modules (`tuple[str, ...]`): Their paths in the model.
         dim (`int`): Feature dimensions d.
         axis (`int`, defaults to -1): The axis along which the features lie: 1 for convolutions, else the last.
-        position (`int`, *optional*): Where the head reads several positions of an image, such as tokens, and one alone
-            makes the logits, that one; None where all do, and their mean is the feature.
+        position (`int`, *optional*): If the head reads several positions of an image, such as tokens, and only one
+            makes the logits, this position. None if all of them make the logits; their mean is then the feature.
     """
 
     modules: tuple[str, ...]
@@ -41,12 +41,12 @@ class SiteGroup:
     position: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As it stands in `ESCConfig.sites`."""
+        """The entry of this group in `ESCConfig.sites`."""
         return asdict(self) | {"modules": list(self.modules)}
 
     @classmethod
     def from_dict(cls, site: Mapping[str, Any]) -> SiteGroup:
-        """Back from there."""
+        """The group of an entry in `ESCConfig.sites`."""
         return cls(**{**site, "modules": tuple(site["modules"])})
 
 
@@ -54,19 +54,20 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Sit
     """
     Find where `model` reads the features that its logits are made of.
 
-    One forward pass marks the output of every innermost module that owns a weight matrix, and a walk back from the
-    logits stops at the first marks. What is found is then tried: features of zero must give the same logits for any
-    image, and features left as they are the same logits as ever.
+    One forward pass marks the output of every innermost module that owns a weight matrix. A walk back from the logits
+    stops at the first marks. The result is then tested: features of zero must give the same logits for any image, and
+    unchanged features must give the original logits.
 
     Args:
-        model (`PreTrainedModel`): An image classifier. It comes back as it was.
-        inputs (`Mapping[str, torch.Tensor]`): One batch, of which the first image is used.
+        model (`PreTrainedModel`): An image classifier. It is left as it was.
+        inputs (`Mapping[str, torch.Tensor]`): One batch. Only its first image is used.
 
     Returns:
         `list[SiteGroup]`: At least one group, in the order of the forward pass.
 
     Raises:
-        SiteError: If no such head is found.
+        SiteError: If no head that reads features is found.
+        NonFiniteError: If the logits of the image are not finite.
     """
     num_labels = model.config.num_labels
     inputs = {name: value[:1] for name, value in inputs.items() if name not in ("labels", "return_dict")}
@@ -76,11 +77,12 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Sit
         paths, bare = _heads(logits)
         if logits.ndim != 2 or logits.shape[-1] != num_labels:
             raise SiteError(
-                f"{name} gives logits of the shape {tuple(logits.shape)}, not (B, {num_labels}) for its labels."
+                f"{name} gives logits of shape {tuple(logits.shape)}. An image classifier with its labels should give "
+                f"(B, {num_labels})."
             )
         if not paths or bare:
             why = (
-                "a weight matrix that is in no module of its own acts on the logits"
+                "a weight matrix that is not in a module of its own acts on the logits"
                 if paths
                 else "no module with a weight leads to the logits"
             )
@@ -97,9 +99,8 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Sit
                 raise SiteError(f"{name} runs its head {members[0]!r} several times in a forward pass.")
             if output.shape[axis] != num_labels:
                 raise SiteError(
-                    f"{name}'s logits come from {members[0]!r} with {output.shape[axis]} outputs, and it has "
-                    f"{num_labels} "
-                    "labels: it is no classification head."
+                    f"{name}'s logits come from {members[0]!r} with {output.shape[axis]} outputs, and the model has "
+                    f"{num_labels} labels. It has no classification head."
                 )
             found.append(SiteGroup(tuple(members), features.shape[axis], axis))
         _try(model, found, inputs, logits, num_labels)
@@ -108,7 +109,7 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Sit
 
 
 def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int | None):
-    """One forward pass: the logits with their graph, and the (first input, output) of each call of a marked module."""
+    """Run one forward pass. Returns the logits with their graph, and (first input, output) of each marked call."""
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
     anchor = torch.ones((), requires_grad=True)
 
@@ -128,13 +129,13 @@ def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int | None):
         for path, module in model.named_modules()
         if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False))
     }
-    # A vision transformer owns its position embedding, and its output is no head's: only the innermost owners count.
+    # Only the innermost owners count: a vision transformer owns its position embedding, but it is not a head.
     outer = {path.rpartition(".")[0] for path in owners if path}
     for path in list(outer):
         outer.update(".".join(path.split(".")[:depth]) for depth in range(path.count(".") + 1))
     marked = [(path, module) for path, module in owners.items() if path not in outer]
     handles = [module.register_forward_hook(hook(path), with_kwargs=True) for path, module in marked]
-    # Parameters that take part outside of the marked modules show up in the graph only if they ask for gradients.
+    # Parameters outside of the marked modules appear in the graph only if they require gradients.
     frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
     frozen = [parameter for parameter in frozen if parameter.is_floating_point()]
     try:
@@ -148,17 +149,17 @@ def _trace(model: nn.Module, inputs: dict[str, Tensor], num_labels: int | None):
         for parameter in frozen:
             parameter.requires_grad_(False)
         for container, key, tensor in graph_tensors(model):
-            container[key] = tensor.detach()  # caches that the model keeps would hold on to this graph
+            container[key] = tensor.detach()  # otherwise the model's caches would keep this graph alive
     return logits, calls
 
 
 class _Mark(torch.autograd.Function):
-    """The identity, whose node in the graph knows which module it follows."""
+    """The identity. Its node in the graph holds the path of the module whose output it marks."""
 
     @staticmethod
     def forward(ctx, output: Tensor, anchor: Tensor, path: str) -> Tensor:
         ctx.path = path
-        return output.clone()  # some models write into views of it
+        return output.clone()  # some models write into views of the output
 
     @staticmethod
     def backward(ctx, gradient):
@@ -166,7 +167,7 @@ class _Mark(torch.autograd.Function):
 
 
 def _heads(logits: Tensor) -> tuple[set[str], bool]:
-    """The paths of the last marks before the logits, and whether a weight matrix joins after them."""
+    """The paths of the last marks before the logits, and whether a weight matrix acts after them."""
     paths: set[str] = set()
     bare = False
     stack, seen = [logits.grad_fn], set()
@@ -178,14 +179,14 @@ def _heads(logits: Tensor) -> tuple[set[str], bool]:
         if (path := getattr(node, "path", None)) is not None:
             paths.add(path)
             continue
-        # Scales and shifts of the logits, or weights of several heads, do no harm: they do not read features.
+        # Vectors may act after the marks, such as scales and shifts of the logits: they do not read features.
         bare = bare or getattr(node, "variable", torch.empty(0)).ndim >= 2
         stack.extend(parent for parent, _ in node.next_functions)
     return paths, bare
 
 
 def graph_tensors(model: nn.Module) -> Iterator[tuple[dict, Any, Tensor]]:
-    """Tensors with a graph that modules keep beside their parameters, such as cached attention biases, and where."""
+    """Tensors with a graph that modules cache beside their parameters, such as attention biases, and their places."""
     for module in model.modules():
         for container in (vars(module), *(value for value in vars(module).values() if type(value) is dict)):
             for key, value in list(container.items()):
@@ -208,15 +209,17 @@ def _try(model, groups: list[SiteGroup], inputs: dict[str, Tensor], logits: Tens
 
     if not torch.isfinite(logits).all():
         raise NonFiniteError(
-            f"{name} gives logits that are not finite for the first image, in batch 0. Look for NaN in its weights "
-            f"or in the "
-            "image, or an overflow in half precision."
+            f"{name} gives logits that are not finite for the first image, in batch 0. Look for NaN in its weights or "
+            "in the image, or an overflow in half precision."
         )
     blank, other_blank = run(inputs, torch.zeros_like), run(other, torch.zeros_like)
     if not torch.equal(blank, other_blank):
-        raise SiteError(f"{name} reads images past the head that was found: features of zero still tell them apart.")
+        raise SiteError(
+            f"{name} does not only read images through the head that was found: with features of zero, its logits "
+            "still differ between images."
+        )
     if not torch.allclose(run(inputs, torch.clone), logits, rtol=1e-4, atol=1e-5):
-        raise SiteError(f"{name} gives other logits when its features are passed on unchanged.")
+        raise SiteError(f"{name} gives other logits if its features are passed on unchanged.")
 
 
 def _main_input(model, inputs: dict[str, Tensor]) -> str:
@@ -224,10 +227,7 @@ def _main_input(model, inputs: dict[str, Tensor]) -> str:
 
 
 def _another(images: Tensor) -> Tensor:
-    """
-    Noise where there were images, so that nothing of them is left; tokens in another order, so that they stay
-    tokens.
-    """
+    """Other inputs of the same shape: noise in place of pixels, or the same tokens in another order."""
     if not images.is_floating_point():
         return images.flip(-1).roll(1, dims=-1)
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
@@ -236,7 +236,7 @@ def _another(images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _position(model, groups: list[SiteGroup], index: int, inputs: dict[str, Tensor], logits: Tensor) -> int | None:
-    """The first or the last of several positions, if the logits depend on that one alone."""
+    """The first or the last of several positions, if the logits depend only on that one. Otherwise None."""
     axis = groups[index].axis
     several = False
 
@@ -266,7 +266,7 @@ def _position(model, groups: list[SiteGroup], index: int, inputs: dict[str, Tens
 
 @contextmanager
 def edited_features(model: nn.Module, groups: list[SiteGroup], edit) -> Iterator[None]:
-    """Within the context, each site of group i reads `edit(i, features)` for its features; None leaves them be."""
+    """Within the context, each site of group i reads `edit(i, features)`, or its own features if that is None."""
 
     def hook(number: int):
         def pre_hook(module, args):
@@ -289,7 +289,7 @@ def edited_features(model: nn.Module, groups: list[SiteGroup], edit) -> Iterator
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the context, and each module's own mode after it."""
+    """Put a model in eval mode within the context, and restore each module's own mode after it."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Stream features, logits and labels out of a frozen classifier."""
+"""Streams features, logits and labels out of a frozen classifier."""
 
 # Shapes: B images in a batch, d_g feature dimensions of group g, C classes.
 
@@ -15,21 +15,21 @@ from ..errors import ForgetSetError, SiteError
 from ..modeling.outputs import logits_of, pooled
 from .sites import SiteGroup, edited_features
 
-# What a model raises on inputs that it cannot take.
+# Errors that a model raises on inputs that it cannot take.
 MODEL_ERRORS = (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
 class FeatureBatch:
     """
-    What one batch of images gives.
+    Features, logits and labels of one batch of images.
 
     Args:
         features (`list[torch.Tensor]`): One tensor `(B, d_g)` for each group of sites.
         logits (`torch.Tensor` of shape `(B, C)`): The model's logits.
-        labels (`torch.Tensor` of shape `(B,)`, *optional*): The batch's `labels`, where it has them.
-        hidden (`list[torch.Tensor]`): One tensor `(B, d_l)` for each hidden state, the mean over its positions, where
-            they were asked for and the model has them.
+        labels (`torch.Tensor` of shape `(B,)`, *optional*): The batch's `labels`, if it has any.
+        hidden (`list[torch.Tensor]`): One tensor `(B, d_l)` for each hidden state, the mean over its positions. Empty
+            unless hidden states were requested and the model has them.
     """
 
     features: list[Tensor]
@@ -47,22 +47,24 @@ def stream_features(
     hidden: bool = False,
 ) -> Iterator[FeatureBatch]:
     """
-    Run batches through `model` in eval mode and yield what its heads read.
+    Run batches through `model` and yield the features that its heads read.
 
-    The caller sets eval mode. The features are those that reach the sites, after every hook that is there already.
+    The caller puts the model in eval mode. The features are those that reach the sites, after every hook that is
+    already there.
 
     Args:
-        model (`PreTrainedModel`): An image classifier.
+        model (`PreTrainedModel`): An image classifier in eval mode.
         groups (`Sequence[SiteGroup]`): From [`find_sites`].
-        batches (`Iterable[Mapping[str, torch.Tensor]]`): What the model takes; `labels` are held back from it.
-        hidden (`bool`, defaults to `False`): The hidden states too.
+        batches (`Iterable[Mapping[str, torch.Tensor]]`): The model's inputs. `labels` are not passed to the model.
+        hidden (`bool`, defaults to `False`): Whether to yield the hidden states too.
 
     Yields:
         [`FeatureBatch`]
 
     Raises:
+        RuntimeError: If the model is in training mode.
         ForgetSetError: If a batch cannot be run through the model.
-        SiteError: If a site does not run, or reads another width than the model's configuration says.
+        SiteError: If a site does not run, or reads another number of features than its group says.
     """
     if model.training:
         raise RuntimeError("Features are taken in eval mode: in training mode BatchNorm would learn the forget set.")
@@ -81,7 +83,10 @@ def stream_features(
             except MODEL_ERRORS as error:
                 raise refused_batch(model, number, inputs, error) from error
         if len(read) != len(groups):
-            raise SiteError(f"{len(groups) - len(read)} of the {len(groups)} heads did not run in the forward pass.")
+            raise SiteError(
+                f"{len(groups) - len(read)} of the {len(groups)} heads did not run in the forward pass. Find its "
+                "sites anew with `find_sites`."
+            )
         features = [pooled(read[index], group.axis, group.position) for index, group in enumerate(groups)]
         for group, z in zip(groups, features, strict=True):
             if z.shape[1] != group.dim:
@@ -92,9 +97,10 @@ def stream_features(
 
 def hidden_features(state: Tensor) -> Tensor:
     """
-    A hidden state as `(B, d)`: the mean over tokens of `(B, T, d)`, or the map of `(B, d, H, W)` or `(B, H, W, d)`.
+    A hidden state as `(B, d)`: the mean over the tokens of `(B, T, d)`, or over the map of `(B, d, H, W)` or
+    `(B, H, W, d)`.
 
-    Maps are square where pictures are, so two equal axes that are not the last two tell that the channels are last.
+    Maps of square images are square. So two equal axes that are not the last two mean that the channels come last.
     """
     if state.ndim < 3:
         return state.flatten(1)
@@ -103,7 +109,7 @@ def hidden_features(state: Tensor) -> Tensor:
 
 
 def model_inputs(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch without its labels, where the model is and in its precision."""
+    """A batch without its labels, on the model's device and in its precision."""
     parameter = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     return {
         name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else value.dtype)

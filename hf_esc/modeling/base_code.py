@@ -1,8 +1,8 @@
 """
-Code that the wrapped classifier needs beyond transformers: none here.
+Registers code that the wrapped classifier needs beyond transformers. Here there is none.
 
-Beside an erased checkpoint whose base has code of its own, such as the All-CNN, this file is written anew to register
-it.
+If the base of an erased checkpoint has code of its own, such as the All-CNN, the file beside that checkpoint is
+rewritten to register it.
 """
 
 

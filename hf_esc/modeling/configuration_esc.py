@@ -1,8 +1,8 @@
-"""Configuration of an erased classifier. This file travels with checkpoints."""
+"""Configuration of an erased classifier. Travels with checkpoints."""
 
 from typing import Any
 
-# The Auto classes are not imported at the top: their import registers this class, which has to be there by then.
+# Do not import the Auto classes at the top: their import registers this class, which must exist by then.
 from transformers.configuration_utils import PretrainedConfig, SubConfigSpec
 
 from .base_code import register_base
@@ -11,28 +11,35 @@ from .errors import CheckpointError
 
 class ESCConfig(PretrainedConfig):
     r"""
-    Configuration of an [`ESCModel`]: the classifier inside, where its head reads features, and what was erased.
+    Configuration of an [`ESCModel`]: the wrapped classifier, the places where its head reads features, and the ledger.
 
     Args:
         base_config (`PretrainedConfig` or `dict`): Configuration of the wrapped classifier.
         sites (`list[dict]`): One entry for each projection: `modules`, the paths of the head's modules that read the
-            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie; `position`,
-            which of several positions of an image makes the logits (None: all do).
-        factors (`list[list[dict]]`): For each projection its factors in order: `{"type": "low_rank", "rank": k}`
-            removes k directions (ESC), `{"type": "masked"}` is a basis with a binary mask (ESC-T).
-        erasures (`list[dict]`): The ledger, one record for each erasure in order: `method`, `scenario` (what was to be
-            forgotten: `"classes"`, also where it is not there, or `"images"` of classes that stay), `p`, `rank`,
-            `per_class`, `labels` (names) and `label_ids` (class indices), `num_images`, `unchanged` (share of the
-            forget images whose prediction stayed, of a sample of `unchanged_of`; where weights were edited, share that
-            is right after it), `unchanged_by_label`, `right_after_by_label` (for each label the share that
-            the head gives it afterwards), `right_before` (share that had the prediction of its label
-            before), `versions` and `date`; `projection_sha256` and `base_sha256`, fingerprints of all projections
-            after it and of the classifier inside (where weights were edited, of what they were before); `base` and
-            `base_revision`, where that came from on the Hub; for `esc-t` the settings and the end of the training too,
-            see [`ESCTTrainer`].
+            features; `dim`, the number of feature dimensions d; `axis`, the axis along which they lie; `position`, the
+            only position of an image that makes the logits (None: all positions do).
+        factors (`list[list[dict]]`): The factors of each projection, in order. `{"type": "low_rank", "rank": k}`
+            projects out k directions (ESC), `{"type": "masked"}` is a basis with a binary mask (ESC-T),
+            `{"type": "remap", …}` is a gate with a bank.
+        erasures (`list[dict]`): The ledger, one record for each erasure, in order:
+
+            - `kind`, `method`, `scenario` (`"classes"`, which is also the default, or `"images"` of classes that
+              stay), `p`, `rank`, `per_class`;
+            - `labels` (names), `label_ids` (class indices) and `num_images` of the forget set;
+            - `unchanged`: the fraction of forget images whose prediction the erasure did not change, in a sample of
+              `unchanged_of`; if weights were edited, the fraction that is still classified right;
+              `unchanged_by_label`: the same for each label;
+            - `right_before`: the fraction that was classified right before; `right_after_by_label`: for each label the
+              fraction that the head gives it after the erasure;
+            - `projection_sha256`: fingerprint of all projections after the erasure;
+            - `base_sha256`: fingerprint of the wrapped classifier; if weights were edited, of the weights before,
+              and `weights_sha256` of the weights after;
+            - `base`, `base_revision`: the id and commit of the wrapped classifier on the Hub;
+            - `versions`, `date`; for `esc-t` also the settings and the end of the training, see [`ESCTTrainer`].
 
     Raises:
-        CheckpointError: If `base_config` or `sites` is missing, or there is not one list of factors for each site.
+        CheckpointError: If `base_config` or `sites` is missing, if there is not one list of factors for each site, or
+            if an entry has the wrong type.
     """
 
     model_type = "esc"
@@ -74,15 +81,15 @@ class ESCConfig(PretrainedConfig):
 
 def is_erased(model: Any) -> bool:
     """
-    Whether a model, or the configuration of one, has a projection in front of its head.
+    Whether a model, or the model of a configuration, has a projection in front of its head.
 
-    The model type tells, and not the class: code that travelled with a checkpoint has an `ESCModel` of its own.
+    The model type decides, not the class: code that travels with a checkpoint has an `ESCModel` of its own.
     """
     return getattr(model, "config", model).model_type == ESCConfig.model_type
 
 
 def _check_entries(sites: Any, factors: Any, erasures: Any) -> None:
-    """Raise a [`CheckpointError`] unless sites, factors and records are of the types that they should be."""
+    """Raise a [`CheckpointError`] unless sites, factors and records have the right types."""
 
     def is_site(site: Any) -> bool:
         return (
@@ -119,7 +126,7 @@ def _build_base_config(values: dict[str, Any]) -> PretrainedConfig:
             f"The erased model wraps a {model_type!r}, which this version of transformers does not know. Update "
             "transformers, or import the package that defines it first."
         )
-    # `from_dict`, not the constructor: timm_wrapper reads its label count there.
+    # Use `from_dict`, not the constructor: timm_wrapper reads its number of labels there.
     config = CONFIG_MAPPING[model_type].from_dict(dict(values))
-    config.architectures = values.get("architectures")  # tells variants with the same configuration apart
+    config.architectures = values.get("architectures")  # several model classes can share a configuration class
     return config

@@ -1,13 +1,13 @@
-"""What can go wrong with an erased model. Travels with checkpoints."""
+"""Errors of an erased model. Travels with checkpoints."""
 
 
 class HfEscError(Exception):
-    """Base of every error about what a user brings: data, labels, models, ranks, folders."""
+    """Base of every error about a user's input: data, labels, models, ranks, folders."""
 
 
 class SiteError(HfEscError, ValueError):
-    """A model in which no classification head that reads features was found."""
+    """No classification head that reads features was found in a model, or it did not run."""
 
 
 class CheckpointError(HfEscError, ValueError):
-    """A checkpoint whose projection is missing, damaged, or does not fit its configuration."""
+    """The projection of a checkpoint is missing or damaged, or does not fit the configuration."""

@@ -1,4 +1,4 @@
-"""What a projection is made of: one factor for each erasure. Travels with checkpoints."""
+"""The factors of a projection, one for each erasure. Travels with checkpoints."""
 
 # Shapes: d feature dimensions, k erased directions.
 
@@ -9,23 +9,23 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError
 
-# Orthonormal columns in float32, of which up to a thousand are multiplied in any order, stay well within this.
+# Up to a thousand orthonormal columns in float32, multiplied in any order, stay well within this tolerance.
 TOLERANCE = 1e-4
-# No entry of a mask has this value: a mask that was never filled must not pass for one.
+# No entry of a valid mask has this value, so a mask that was never filled does not pass the check.
 _UNFILLED = 255
 DAMAGED = "Such a model would not be erased; erase the original again, or fetch the checkpoint anew."
 
 
 class Factor(nn.Module):
     """
-    One erasure, a map of features `(…, d)` that its buffers define. Optimizers do not see buffers.
+    One erasure: a map of features `(…, d)`, defined by buffers. Optimizers do not see buffers.
 
     Attributes:
         kind (`str`): Its name in `ESCConfig.factors`.
-        linear (`bool`): Whether it is a linear map, which acts on a second moment as on features.
-        joins (`bool`): Whether the directions of a later erasure by the same kind stand beside its own, in one factor.
-        stored (`dict[str, torch.dtype]`): Its buffers, each with the type in which it is stored. A model that is cast
-            to half precision keeps them as they are stored: rounding would leave a part of the class behind.
+        linear (`bool`): Whether it is a linear map. A linear map also acts on second moments.
+        joins (`bool`): Whether this factor also takes the directions of a later erasure of the same kind.
+        stored (`dict[str, torch.dtype]`): Its buffers and the type in which each is stored. They keep this type when a
+            model is cast to half precision, because rounding would leave a part of the class behind.
     """
 
     kind: ClassVar[str]
@@ -38,19 +38,19 @@ class Factor(nn.Module):
     @classmethod
     def build(cls, dim: int, config: dict[str, Any]) -> "Factor":
         """
-        An unfilled factor for what `config()` said.
+        Make an unfilled factor from its configuration, which `config` returned.
 
         Raises:
-            CheckpointError: If that is no configuration of such a factor.
+            CheckpointError: If the configuration does not describe a factor of this kind.
         """
         raise NotImplementedError
 
     def config(self) -> dict[str, Any]:
-        """What `build` needs to make room for it, and its `kind` as `type`."""
+        """The configuration of this factor: its `kind` as `type`, and the sizes that `build` needs."""
         raise NotImplementedError
 
     def check(self, name: str = "The projection") -> None:
-        """Raise a [`CheckpointError`] unless it is a factor of its kind, and erases something."""
+        """Raise a [`CheckpointError`] unless this is a valid factor of its kind that erases something."""
         raise NotImplementedError
 
     def make_room(self, name: str, *shape: int) -> None:
@@ -59,15 +59,17 @@ class Factor(nn.Module):
         self.register_buffer(name, torch.full(shape, _unfilled(dtype), dtype=dtype))
 
     def unfill(self) -> None:
-        """Make every answer NaN, or refused, until a checkpoint is loaded."""
+        """Fill all buffers with values that give NaN or fail the check, until a checkpoint is loaded."""
         for name in self.stored:
             buffer = getattr(self, name)
             buffer.fill_(_unfilled(buffer.dtype))
 
     def restore(self) -> None:
         """
-        Put small buffers back to their stored types: what keeps modules in float32 while a model is loaded in less
-        takes them for weights. One that does not come out the same stays as it is, and `check` refuses it.
+        Put buffers of less than four bytes back to their stored types.
+
+        transformers keeps this module in float32 when it loads a model in lower precision, and casts these buffers
+        too. A buffer whose values would change stays as it is, and `check` refuses it.
         """
         for name, dtype in self.stored.items():
             buffer = getattr(self, name)
@@ -93,7 +95,7 @@ def _unfilled(dtype: torch.dtype) -> float:
 
 
 class BasisFactor(Factor):
-    """A linear factor of orthonormal directions, the columns of `basis`."""
+    """A linear factor made of orthonormal directions, the columns of `basis`."""
 
     stored = {"basis": torch.float32}
     basis: Tensor
@@ -107,7 +109,7 @@ class BasisFactor(Factor):
         basis = self.basis
         if not torch.isfinite(basis).all():
             raise CheckpointError(f"{name} is not finite. {DAMAGED}")
-        exact = basis.cpu().double()  # not every device has float64, and some multiply float32 in less
+        exact = basis.cpu().double()  # some devices lack float64, some multiply float32 less exactly
         error = (exact.T @ exact - torch.eye(basis.shape[1], dtype=torch.float64)).abs().max().item()
         if error > TOLERANCE:
             raise CheckpointError(
@@ -126,9 +128,9 @@ class BasisFactor(Factor):
 
 class LowRankFactor(BasisFactor):
     r"""
-    The orthogonal projection \(P = I - U U^\top\) that removes the span of the k columns of `basis` (ESC).
+    The orthogonal projection \(P = I - U U^\top\) that projects out the k columns U of `basis` (ESC).
 
-    Two in a row are one, \(P_2 P_1 = I - [U_1 U_2][U_1 U_2]^\top\), where the columns of both are orthogonal.
+    Two in a row with orthogonal columns are merged into one, \(P_2 P_1 = I - [U_1 U_2][U_1 U_2]^\top\).
 
     Args:
         dim (`int`): Feature dimensions d.
@@ -150,7 +152,7 @@ class LowRankFactor(BasisFactor):
 
     @classmethod
     def of(cls, basis: Tensor) -> "LowRankFactor":
-        """The factor of a basis `(d, k)`."""
+        """The factor with the basis `(d, k)`."""
         factor = cls(*basis.shape)
         factor.basis = basis
         return factor
@@ -167,7 +169,7 @@ class LowRankFactor(BasisFactor):
         return x - (x @ basis) @ basis.T
 
     def check(self, name: str = "The projection") -> None:
-        """Raise a [`CheckpointError`] unless there is a column and the columns are finite and orthonormal."""
+        """Raise a [`CheckpointError`] unless there is at least one column and all are finite and orthonormal."""
         if self.rank == 0:
             raise CheckpointError(f"{name} has rank 0: it erases nothing. {DAMAGED}")
         super().check(name)
@@ -181,8 +183,8 @@ class MaskedFactor(BasisFactor):
     The map \(U_R U_R^\top\), \(U_R = U \odot M_R\), of a complete orthonormal basis and a binary mask (ESC-T, Eq. 6 of
     [ESC](https://huggingface.co/papers/2504.02199)).
 
-    It is symmetric and no projection: it stays of full rank where few entries are cut. U and the mask are stored, not
-    their product, so that what is loaded can be checked.
+    The map is symmetric but not a projection: it keeps full rank if few entries are cut. U and the mask are stored
+    separately, so that both can be checked after loading.
 
     Args:
         dim (`int`): Feature dimensions d.
@@ -208,9 +210,9 @@ class MaskedFactor(BasisFactor):
     @classmethod
     def of(cls, basis: Tensor, mask: Tensor) -> "MaskedFactor":
         """
-        The factor of U `(d, d)` and a mask `(d, d)`.
+        The factor with the basis U `(d, d)` and a mask `(d, d)` of booleans or of zeros and ones.
 
-        A mask that is not binary, of booleans or of zeros and ones, is taken as it is and refused by `check`.
+        A mask with other values is kept as it is, and `check` refuses it.
         """
         factor = cls(basis.shape[0])
         factor.basis = basis
@@ -221,7 +223,7 @@ class MaskedFactor(BasisFactor):
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
         mask = state_dict.get(prefix + "mask")
         if mask is not None and not mask.is_meta and not ((mask == 0) | (mask == 1)).all():
-            errors.append(f"The projection {prefix}mask is not of zeros and ones. {DAMAGED}")  # it would be rounded
+            errors.append(f"The projection {prefix}mask is not of zeros and ones. {DAMAGED}")  # loading would round it
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
 
     def config(self) -> dict[str, Any]:
@@ -233,7 +235,7 @@ class MaskedFactor(BasisFactor):
 
     def check(self, name: str = "The projection") -> None:
         """
-        Raise a [`CheckpointError`] unless U is finite and orthonormal, and the mask holds zeros and ones, and both.
+        Raise a [`CheckpointError`] unless U is finite and orthonormal, and the mask has zeros, ones and nothing else.
         """
         if self.mask.shape != self.basis.shape or self.basis.shape[0] != self.basis.shape[1]:
             raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Fingerprints of tensors, so that what was altered can be told. Travels with checkpoints."""
+"""Fingerprints of tensors, which reveal later changes. Travels with checkpoints."""
 
 import hashlib
 import json
@@ -14,9 +14,9 @@ from .projection import Projection
 
 def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """
-    SHA-256 of tensors in the order of their names: of each one's name, type, shape and bytes, in hexadecimal.
+    SHA-256, in hexadecimal, of the names, types, shapes and bytes of tensors, in the order of their names.
 
-    It tells accidents and edits, not a forger, who can write a new fingerprint too.
+    It reveals accidents and edits. It does not stop a forger, who can write a new fingerprint too.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
@@ -26,20 +26,20 @@ def tensors_sha256(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """[`tensors_sha256`] of all weights and buffers that a checkpoint of `model` holds."""
+    """[`tensors_sha256`] of all weights and buffers in a checkpoint of `model`."""
     return tensors_sha256(model.state_dict().items())
 
 
 def projections_sha256(projections: Iterable[Projection], sites: Iterable[dict[str, Any]]) -> str:
-    """[`tensors_sha256`] of every factor of every projection, with what it stands in front of and its settings."""
+    """[`tensors_sha256`] of every factor of every projection, with its site and its settings."""
     tensors = []
     for projection, site in zip(projections, sites, strict=True):
         place = json.dumps(site, sort_keys=True)
         for index, factor in enumerate(projection.factors):
-            with align_module_device(factor):  # an offloaded one is on the meta device until it is asked for
+            with align_module_device(factor):  # an offloaded factor stays on the meta device until it is used
                 settings = json.dumps(factor.config(), sort_keys=True)
                 for name, tensor in factor.state_dict().items():
-                    # A model that is loaded in another precision has the same values in another type.
+                    # A model that is loaded in another precision holds the same values in another type.
                     stored = factor.stored[name]
                     same = tensor.to("cpu", torch.float32 if stored.is_floating_point else stored)
                     tensors.append((f"{place}.{index}.{name} {settings}", same))

@@ -27,7 +27,7 @@ from .fingerprints import projections_sha256, weights_sha256
 from .outputs import logits_of, pooled
 from .projection import Projection, build_factor
 
-# Which class of the code that travels is loaded for what.
+# The class that each Auto class loads from the code beside a checkpoint.
 AUTO_MAP = {
     "AutoConfig": "configuration_esc.ESCConfig",
     "AutoModelForImageClassification": "modeling_esc.ESCModel",
@@ -41,12 +41,13 @@ class ESCOutput(ModelOutput):
     Output of an [`ESCModel`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): Where labels were given.
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The cross-entropy, if labels were given.
         logits (`torch.FloatTensor` of shape `(B, C)`): Class scores from the projected features.
-        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features, those of several heads side by
-            side.
-        hidden_states (`tuple`, *optional*): The base model's. They bypass the projection and know the erased class.
-        attentions (`tuple`, *optional*): The base model's, likewise.
+        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features. Those of several heads stand
+            side by side.
+        hidden_states (`tuple`, *optional*): The base model's hidden states. They bypass the projection and still show
+            the erased class.
+        attentions (`tuple`, *optional*): The base model's attentions. They bypass the projection too.
     """
 
     loss: Tensor | None = None
@@ -58,18 +59,20 @@ class ESCOutput(ModelOutput):
 
 class ESCModel(PreTrainedModel):
     r"""
-    An image classifier \(f = g \circ h\) whose features pass a projection on their way to the head,
-    \(f'(x) = g(P h(x))\): \(P = I - U U^\top\) of ESC, \(P = U_R U_R^\top\) of ESC-T, or a product of such factors
-    (Eq. 2 and 6 of [ESC](https://huggingface.co/papers/2504.02199)).
+    An image classifier \(f = g \circ h\) whose features pass a projection on their way to the head:
+    \(f'(x) = g(P h(x))\).
 
-    The backbone is the original's, bit for bit: whoever holds the file can take the projection off, with
-    [`ESCModel.disable_projection`] for one. Make one with [`hf_esc.erase`]; load one with `from_pretrained` of this
-    class or of `AutoModelForImageClassification`.
+    \(P\) is \(I - U U^\top\) for ESC, \(U_R U_R^\top\) for ESC-T, or a product of such factors (Eq. 2 and 6 of
+    [ESC](https://huggingface.co/papers/2504.02199)).
+
+    The backbone is the original's, bit for bit. So whoever holds the file can take the projection off, for example
+    with [`ESCModel.disable_projection`]. Make an `ESCModel` with [`hf_esc.erase`]. Load it with `from_pretrained` of
+    this class or of `AutoModelForImageClassification`.
 
     Args:
         config ([`ESCConfig`]): Its configuration.
-        model (`PreTrainedModel`, *optional*): The classifier to wrap, which is taken over, not copied. Without it, one
-            is built from `config.base_config`.
+        model (`PreTrainedModel`, *optional*): The classifier to wrap. It is taken over, not copied. By default, a
+            classifier is built from `config.base_config`.
 
     Raises:
         CheckpointError: If `config.sites` does not fit the classifier.
@@ -79,13 +82,13 @@ class ESCModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     _keep_in_fp32_modules_strict = ["projections"]
-    # The base decides what it supports, and says so itself; a wrapper that says no would refuse for it.
+    # The base model decides what it supports. A wrapper that says no would refuse on its behalf.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False  # the loss is a mean over the batch; Trainer divides it where it accumulates
+    accepts_loss_kwargs = False  # the loss is a mean over the batch, and Trainer divides it when it accumulates
     projections: Sequence[Projection]
 
     def __init__(self, config: ESCConfig, model: PreTrainedModel | None = None):
@@ -110,7 +113,7 @@ class ESCModel(PreTrainedModel):
         self.post_init()
 
     def _head(self, path: str, site: dict[str, Any]) -> nn.Module:
-        """The module at `path`, where it turns `dim` features into the logits."""
+        """The module at `path`. Raise a [`CheckpointError`] unless it maps `dim` features to the logits."""
         try:
             module = self.model.get_submodule(path)
         except AttributeError:
@@ -135,7 +138,7 @@ class ESCModel(PreTrainedModel):
         return self.model.get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # The wrapped classifier initialises its own modules. A projection that no checkpoint filled stays NaN.
+        # The wrapped classifier initialises its own modules. A projection stays NaN until a checkpoint fills it.
         if isinstance(module, Factor):
             module.unfill()
 
@@ -151,11 +154,14 @@ class ESCModel(PreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(B, c, H, W)`): Images from the image processor.
             labels (`torch.LongTensor` of shape `(B,)`, *optional*): Class indices, for the loss. The projection never
                 looks at them.
-            return_dict (`bool`, *optional*): False for a plain tuple.
+            return_dict (`bool`, *optional*): `False` returns a plain tuple.
             kwargs: Passed on to the wrapped classifier, such as `interpolate_pos_encoding` or another main input.
 
         Returns:
-            [`ESCOutput`]
+            [`ESCOutput`], or a tuple of its values
+
+        Raises:
+            SiteError: If a projection did not run, so that the answer would not be erased.
         """
         inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
         for projection in self.projections:
@@ -185,13 +191,13 @@ class ESCModel(PreTrainedModel):
         return result if return_dict is not False else result.to_tuple()
 
     def features(self, pixel_values: Tensor | None = None, **inputs) -> Tensor:
-        """The projected features `(B, d)`, those of several heads side by side; the head's view of the images."""
+        """The projected features `(B, d)`, which the head reads. Those of several heads stand side by side."""
         return self(pixel_values, **inputs).pooler_output
 
     @contextmanager
     def disable_projection(self) -> Iterator[None]:
         """
-        Within the context, and in this thread alone, the model is the original again, bit for bit.
+        Within the context, the model is the original again, bit for bit. Other threads still get erased answers.
 
         Whoever holds the file can do this.
         """
@@ -205,16 +211,17 @@ class ESCModel(PreTrainedModel):
 
     def set_factors(self, factors: Sequence[Sequence[Factor]], record: dict[str, Any], *, check: bool = True) -> None:
         """
-        Take over the factors of each projection, and write the erasure into the ledger.
+        Set the factors of each projection, and write the erasure into the ledger.
 
         Args:
             factors (`Sequence[Sequence]`): All factors of each projection, in order.
-            record (`dict`): The ledger's new entry, which gets fingerprints of the projections and of the classifier
-                inside; the latter may be there already as `base_sha256`.
-            check (`bool`, defaults to `True`): False for what is to be looked at and is neither saved nor loaded.
+            record (`dict`): The new record for the ledger. Fingerprints of the projections and of the wrapped
+                classifier are added to it, unless it already has the latter as `base_sha256`.
+            check (`bool`, defaults to `True`): Whether to check the factors. Pass `False` only for a model that is
+                never saved.
 
         Raises:
-            CheckpointError: If a factor is not what it should be. The model is left as it was.
+            CheckpointError: If a factor is not valid. The model is left as it was.
         """
         device = next(self.model.parameters()).device
         fresh = [
@@ -231,11 +238,11 @@ class ESCModel(PreTrainedModel):
             "projection_sha256": projections_sha256(self.projections, self.config.sites),
             "base_sha256": record.get("base_sha256") or weights_sha256(self.model),
         }
-        # What stands in front of the head is of this kind, whoever made the record.
+        # Everything that stands in front of the head is of this kind, even if the record does not say so.
         self.config.erasures = [*self.config.erasures, {"kind": "in_front", **record, **fingerprints}]
 
     def check_projections(self) -> None:
-        """Raise a [`CheckpointError`] unless every projection is one, erases something, and is the ledger's."""
+        """Raise a [`CheckpointError`] unless every projection is valid, erases something, and is the ledger's."""
         for index, projection in enumerate(self.projections):
             projection.check(f"The projection {index} ({projection.dim} features)")
         recorded = self.config.erasures[-1].get("projection_sha256") if self.config.erasures else None
@@ -253,13 +260,14 @@ class ESCModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """
-        Load an erased model; takes what `PreTrainedModel.from_pretrained` takes.
+        Load an erased model. Takes the arguments of `PreTrainedModel.from_pretrained`.
 
         Raises:
-            CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not a projection. Such
-                a model would look erased and not be.
+            CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not valid. Such a
+                model would look erased without being so.
         """
-        # Told to go on, transformers says which shapes differ; otherwise it raises without naming them.
+        # With `ignore_mismatched_sizes`, transformers lists the shapes that differ. Without it, it raises and does not
+        # name them.
         strict = not kwargs.pop("ignore_mismatched_sizes", False)
         model: ESCModel
         info: dict[str, Any]
@@ -294,16 +302,16 @@ class ESCModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
         """
-        Save weights, configuration, image processor, and the code that loads them where hf_esc is not installed.
+        Save weights, configuration, image processor, and the code that loads them without hf_esc.
 
-        Takes what `PreTrainedModel.save_pretrained` takes.
+        Takes the arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            CheckpointError: If a projection is not one: what is saved, loads.
+            CheckpointError: If a projection is not valid, because then the checkpoint would not load.
         """
         self.check_projections()
         self.config.architectures = [type(self).__name__]
-        # Not by `register_for_auto_class`: it writes the entry of one class, and this code serves three Auto classes.
+        # `register_for_auto_class` would write the entry of one class, and this code serves three Auto classes.
         self.config.auto_map = dict(AUTO_MAP)
         own = inspect.signature(PreTrainedModel.save_pretrained).parameters
         hub = {name: value for name, value in kwargs.items() if name not in own or name == "token"}
@@ -318,10 +326,10 @@ class ESCModel(PreTrainedModel):
 
     def push_to_hub(self, repo_id: str, **kwargs):  # type: ignore[override]
         """
-        Push weights, configuration, image processor, code, card, and an evaluation where given, in one commit.
+        Push weights, configuration, image processor, code and card in one commit, with an evaluation if one is given.
 
-        Takes what `PreTrainedModel.push_to_hub` takes, and `report`, `redact`, `license` and `language`, as
-        `hf_esc.hub.push.push` says. Where hf_esc is not installed, there is no card.
+        Takes the arguments of `PreTrainedModel.push_to_hub`, and `report`, `redact`, `license` and `language` of
+        `hf_esc.hub.push.push`. Without hf_esc installed, there is no card.
         """
         try:
             hub = importlib.import_module("hf_esc.hub.push")
@@ -330,7 +338,7 @@ class ESCModel(PreTrainedModel):
         return hub.push(self, repo_id, **kwargs)
 
     def _processor_of_origin(self) -> Any:
-        """The image processor saved where this model was loaded from, if any."""
+        """The image processor beside the checkpoint that this model was loaded from, or None."""
         try:
             return transformers.AutoImageProcessor.from_pretrained(self.config._name_or_path)
         except (OSError, ValueError, KeyError, ImportError):
@@ -338,12 +346,12 @@ class ESCModel(PreTrainedModel):
 
 
 class ESCFeatureModel(ESCModel):
-    """An [`ESCModel`] that returns its projected features alone: what `AutoModel` loads from the same checkpoint."""
+    """An [`ESCModel`] that returns its projected features and no logits. `AutoModel` loads it from a checkpoint."""
 
     def forward(  # type: ignore[override]
         self, pixel_values: Tensor | None = None, return_dict: bool | None = None, **kwargs
     ) -> ESCOutput | tuple:
-        """Returns an [`ESCOutput`] with `pooler_output` `(B, d)`, and hidden states and attentions where asked for."""
+        """Return an [`ESCOutput`] with `pooler_output` `(B, d)`, and hidden states and attentions if requested."""
         result: Any = super().forward(pixel_values, **kwargs)
         result = ESCOutput(
             pooler_output=result.pooler_output, hidden_states=result.hidden_states, attentions=result.attentions
@@ -352,16 +360,16 @@ class ESCFeatureModel(ESCModel):
 
 
 def inner_classifier(model: Any) -> Any:
-    """The classifier inside of an erased model, also of one that travelled code loaded; any other model itself."""
+    """The classifier inside an erased model, also if code beside the checkpoint loaded it. Any other model itself."""
     return model.model if is_erased(model) else model
 
 
 def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
-    """An [`ESCModel`] around `model` that erases nothing yet: no factor anywhere. It is neither saved nor loaded."""
+    """An [`ESCModel`] around `model` that has no factors and so erases nothing yet. It cannot be saved."""
     base_config = copy.deepcopy(model.config)
     base_config.architectures = [type(model).__name__]
-    base_config._name_or_path = ""  # a path is nobody's business, and an id on the Hub stands in the ledger
-    # What was done to the weights before stands in one ledger with what is done in front of the head.
+    base_config._name_or_path = ""  # do not leak a local path; the ledger holds the id on the Hub
+    # One ledger holds earlier edits of the weights and erasures in front of the head.
     ledger = base_config.__dict__.pop("erasures", None)
     config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites], erasures=ledger)
     for name in ("pretrained_cfg", "image_processor_type"):
@@ -377,7 +385,7 @@ def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
 
 
 def _build_base(config: PretrainedConfig) -> PreTrainedModel:
-    # Several classes can share a configuration (deit, levit, perceiver): the architecture's name tells which it is.
+    # Several classes can share a configuration (deit, levit, perceiver). The architecture's name tells them apart.
     for name in config.architectures or []:
         model_class = getattr(transformers, name, None)
         if model_class is not None:
@@ -386,7 +394,7 @@ def _build_base(config: PretrainedConfig) -> PreTrainedModel:
 
 
 def copy_code(folder: Path, base: PreTrainedModel) -> None:
-    """Put this file and what it imports beside the weights, and the base's own code where transformers has none."""
+    """Copy this file and its relative imports beside the weights, and the base's code if transformers lacks it."""
     here = Path(__file__)
     for file in {str(here), *get_relative_import_files(here)}:
         shutil.copyfile(file, folder / Path(file).name)

@@ -1,4 +1,4 @@
-"""How to read what a classifier returns and what its head reads. Travels with checkpoints."""
+"""Finds the logits in a classifier's output, and pools the features of its head. Travels with checkpoints."""
 
 # Shapes: B images, d feature dimensions, C classes.
 
@@ -12,13 +12,13 @@ from .errors import SiteError
 
 def logits_of(output: Any, num_labels: int | None) -> Tensor:
     """
-    The logits `(B, C)` in what a classifier returns, by that name or, where it gives no name, by their width.
+    The logits `(B, C)` in the output of a classifier, found by name or else by their width.
 
     Raises:
-        SiteError: If there are none.
+        SiteError: If the output has no logits.
     """
     logits = getattr(output, "logits", None)
-    if logits is None:  # pp_lcnet names them otherwise
+    if logits is None:  # pp_lcnet has another name for them
         values = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else ()
         wide = [x for x in values if isinstance(x, Tensor) and x.ndim == 2 and x.shape[-1] == num_labels]
         if len(wide) != 1:
@@ -28,7 +28,7 @@ def logits_of(output: Any, num_labels: int | None) -> Tensor:
 
 
 def pooled(features: Tensor, axis: int, position: int | None = None) -> Tensor:
-    """Features as `(B, d)`: where a head reads several positions of an image, the one that counts, or their mean."""
+    """Features as `(B, d)`. If a head reads several positions of an image, `position` picks one; None averages all."""
     if features.ndim == 2:
         return features
     rows = features.movedim(axis, -1).flatten(1, -2)  # (B, positions, d)

@@ -1,4 +1,4 @@
-"""The layer in front of the head that projects out what is forgotten, factor by factor. Travels with checkpoints."""
+"""The layer in front of the head that projects out what is forgotten. Travels with checkpoints."""
 
 # Shapes: B images, d feature dimensions, k erased directions.
 
@@ -19,10 +19,10 @@ FACTORS: dict[str, type[Factor]] = {factor.kind: factor for factor in (LowRankFa
 
 def build_factor(dim: int, config: dict[str, Any]) -> Factor:
     """
-    An unfilled factor for what `config()` of a factor said.
+    Make an unfilled factor from its configuration, which [`Factor.config`] returned.
 
     Raises:
-        CheckpointError: If there is no such factor.
+        CheckpointError: If there is no factor of that kind, or the configuration does not describe one.
     """
     kind = config.get("type")
     if not isinstance(kind, str) or kind not in FACTORS:
@@ -35,11 +35,13 @@ def build_factor(dim: int, config: dict[str, Any]) -> Factor:
 
 class _ThreadState(threading.local):
     """
-    What a thread has seen and switched off, for each its own: servers run one model in several threads, and what one
-    of them switches off must not un-erase the answers of another. No copy or pickle of a model takes it along.
+    State that each thread has for itself.
+
+    Servers run one model in several threads. If one thread switches the projection off, the answers of the others must
+    stay erased. A copy or a pickle of a model starts with a fresh state.
     """
 
-    features: Tensor | None = None  # that passed last
+    features: Tensor | None = None  # the features that passed last
     times_disabled: int = 0  # contexts can overlap in any order, so they are counted
 
     def __deepcopy__(self, memo):
@@ -51,12 +53,12 @@ class _ThreadState(threading.local):
 
 class Projection(nn.Module):
     r"""
-    What stands in front of a head: \(z \mapsto F_m \cdots F_1 z\), a product of factors in the order of the erasures.
+    The layer in front of a head: \(z \mapsto F_m \cdots F_1 z\), a product of factors in the order of the erasures.
 
     Args:
         dim (`int`): Feature dimensions d.
-        factors (`Sequence` of [`Factor`]): \(F_1, \ldots, F_m\). Without any it is the identity, as a model that is
-            being wrapped has it; that is neither saved nor loaded.
+        factors (`Sequence` of [`Factor`]): \(F_1, \ldots, F_m\). Without factors it is the identity. A model has that
+            only while it is being wrapped, and it is neither saved nor loaded.
         axis (`int`, defaults to -1): The axis of the head's input along which the features lie; 1 for convolutions.
     """
 
@@ -78,7 +80,7 @@ class Projection(nn.Module):
         """Project features of any shape with d entries along `axis`."""
         if not self.enabled or not len(self.factors):
             return features
-        if torch.is_autocast_enabled(features.device.type):  # would multiply in half precision
+        if torch.is_autocast_enabled(features.device.type):  # autocast would multiply in half precision
             with torch.autocast(features.device.type, enabled=False):
                 return self._project(features)
         return self._project(features)
@@ -91,21 +93,24 @@ class Projection(nn.Module):
             x = factor(x)
         if last:
             return x.to(features.dtype)
-        # The head's input keeps its strides: with others, another convolution kernel may run.
+        # Keep the strides of the head's input: with other strides, another convolution kernel may run.
         return torch.empty_like(features).copy_(x.movedim(-1, self.axis))
 
     def pre_hook(self, module: nn.Module, args: tuple) -> tuple:
-        """Forward pre-hook of a head: its first argument is projected."""
+        """Forward pre-hook of a head. It projects the first argument."""
         projected = self(args[0])
         self.thread.features = projected
         return (projected, *args[1:])
 
     def parts(self) -> tuple[list[Factor], list[Factor], Tensor]:
         r"""
-        The factors in three parts: those up to the last that is not linear; the linear ones after it; and the basis
-        `(d, k)` of the last factor where that is low-rank (it is in neither list), else one with `k = 0`.
+        Split the factors into three parts.
 
-        Low-rank factors in a row are one, \(P_2 P_1 = I - [U_1 U_2][U_1 U_2]^\top\), and are kept as one.
+        Returns:
+            The factors up to the last one that is not linear; the linear factors after it; and the basis `(d, k)` of
+            the last factor if it is low-rank, else a basis with `k = 0`. A low-rank last factor is in neither list,
+            so that a further low-rank erasure can be merged into it:
+            \(P_2 P_1 = I - [U_1 U_2][U_1 U_2]^\top\).
         """
         factors = list(self.factors)
         start = max((place + 1 for place, factor in enumerate(factors) if not factor.linear), default=0)
@@ -116,11 +121,11 @@ class Projection(nn.Module):
         return mapped, linear, torch.zeros(self.dim, 0, device=device)
 
     def check(self, name: str = "The projection") -> None:
-        """Raise a [`CheckpointError`] unless there are factors and each is what it should be."""
+        """Raise a [`CheckpointError`] unless there is at least one factor and all factors are valid."""
         if not len(self.factors):
             raise CheckpointError(f"{name} has rank 0: it erases nothing. {DAMAGED}")
         for index, factor in enumerate(self.factors):
-            with align_module_device(factor):  # an offloaded one is on the meta device until it is asked for
+            with align_module_device(factor):  # an offloaded factor stays on the meta device until it is used
                 factor.check(f"Factor {index} of {name[0].lower()}{name[1:]}")
 
     def extra_repr(self) -> str:
@@ -128,8 +133,8 @@ class Projection(nn.Module):
 
 
 def product(factors: Sequence[Factor], dim: int) -> Tensor:
-    r"""\(F_m \cdots F_1\) of linear factors as a matrix `(d, d)`, float64, on the CPU: not every device has that."""
+    r"""The product \(F_m \cdots F_1\) of linear factors, `(d, d)`, float64, on the CPU: some devices lack float64."""
     result = torch.eye(dim, dtype=torch.float64)
     for factor in factors:
-        result = factor(result)  # on rows: z^T F^T, and every factor is symmetric
+        result = factor(result)  # a factor acts on rows, z^T F^T, and every factor is symmetric
     return result.T

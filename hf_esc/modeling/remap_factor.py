@@ -1,4 +1,4 @@
-"""A factor that is no projection: features of a forgotten class become others. Travels with checkpoints."""
+"""A factor that replaces the features of forgotten classes by others. Travels with checkpoints."""
 
 # Shapes: B images, d feature dimensions, C classes, L forgotten labels, n vectors in the bank.
 
@@ -15,27 +15,33 @@ from .factors import DAMAGED, Factor
 
 class RemapFactor(Factor):
     r"""
-    Features that the head would call forgotten are replaced by features of other classes; all others pass untouched.
+    Replaces features that the head takes for a forgotten class by features of other classes. All others pass
+    unchanged.
 
-    The gate: an image passes as it is unless the head's \(\arg\max_c (W z + b)_c\) is a forgotten label, or, with a
-    threshold t, unless \(\sum_{c\,\text{forgotten}} p_c > t\). The transport: with the forgotten label c that is
-    likeliest, the rank of \(v_c^\top z\) among the forget features picks the vector of the same rank of the bank,
-    which is in the order of its own first principal direction. The map is deterministic, moves gradually with the
-    input, and over the forget features its values are distributed as the bank is.
+    The gate: an image passes unless the head's \(\arg\max_c (W z + b)_c\) is a forgotten label. With a threshold t, it
+    passes unless \(\sum_{c\,\text{forgotten}} p_c > t\).
+
+    The transport: let c be the likeliest forgotten label. The rank of \(v_c^\top z\) among the forget features picks
+    the vector of the bank with the same rank. The bank is ordered along its own first principal direction. The map is
+    deterministic and moves gradually with the input. Over the forget features, it uses all vectors of the bank equally
+    often.
 
     Args:
         dim (`int`): Feature dimensions d.
         size (`int`): Vectors in the bank, n.
         labels (`Sequence[int]`): Forgotten labels of the head.
         num_labels (`int`): C.
-        threshold (`float`, *optional*): t; without one, the argmax is the gate.
+        threshold (`float`, *optional*): t. Without it, the argmax is the gate.
 
     Attributes:
         bank (`torch.Tensor` of shape `(n, d)`): Features of other classes, float16, in the order of their ranks.
-        directions (`torch.Tensor` of shape `(L, d)`): The first principal direction within each forgotten class.
-        ranks (`torch.Tensor` of shape `(L, n - 1)`): What separates n equal parts of the forget features along it.
-        weight, bias (`torch.Tensor` of shapes `(C, d)` and `(C,)`): The head that is the gate. It is a copy, so that
-            the bank can be checked against it on loading, and a head that is trained further does not move the gate.
+        directions (`torch.Tensor` of shape `(L, d)`): \(v_c\), the first principal direction within each forgotten
+            class.
+        ranks (`torch.Tensor` of shape `(L, n - 1)`): For each forgotten class, the bounds that split its forget
+            features into n equal parts along \(v_c\).
+        weight, bias (`torch.Tensor` of shapes `(C, d)` and `(C,)`): The head of the gate. It is a copy, so that the
+            bank can be checked against it on loading, and so that further training of the model's head does not move
+            the gate.
     """
 
     kind = "remap"
@@ -67,10 +73,10 @@ class RemapFactor(Factor):
     @classmethod
     def build(cls, dim: int, config: dict[str, Any]) -> "RemapFactor":
         """
-        An unfilled factor for what `config()` said.
+        Make an unfilled factor from its configuration, which `config` returned.
 
         Raises:
-            CheckpointError: If that is no configuration of a remap.
+            CheckpointError: If the configuration does not describe a remap.
         """
         try:
             threshold = config["threshold"]
@@ -95,19 +101,23 @@ class RemapFactor(Factor):
         }
 
     def logits(self, x: Tensor) -> Tensor:
-        """What the gate's head says to features `(…, d)`: `(…, C)`."""
+        """The logits `(…, C)` of the gate's head for features `(…, d)`."""
         return functional.linear(x, self.weight.to(x.device, x.dtype), self.bias.to(x.device, x.dtype))
 
     def gate(self, logits: Tensor) -> Tensor:
-        """Which images are remapped, `(…,)`, by their logits `(…, C)`."""
+        """Whether each image is remapped, `(…,)`, given its logits `(…, C)`."""
         labels = torch.tensor(self.labels, device=logits.device)
         if self.threshold is None:
             return (logits.argmax(dim=-1, keepdim=True) == labels).any(dim=-1)
         return logits.softmax(dim=-1).index_select(-1, labels).sum(dim=-1) > self.threshold
 
     def rank(self, x: Tensor, likeliest: Tensor) -> Tensor:
-        """Which vector of the bank features `(…, d)` become, `(…,)` of n, as forgotten labels `(…,)` of L."""
-        wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, ranks that are near would be one
+        """
+        The index `(…,)` into the bank that replaces features `(…, d)`.
+
+        `likeliest` holds indices `(…,)` into the forgotten labels.
+        """
+        wide = torch.promote_types(x.dtype, torch.float32)  # in half precision, neighbouring ranks would coincide
         place = (x.to(wide) * self.directions.to(x.device, wide)[likeliest]).sum(dim=-1)
         return (place.unsqueeze(-1) > self.ranks.to(x.device, wide)[likeliest]).sum(dim=-1)
 
@@ -115,17 +125,18 @@ class RemapFactor(Factor):
         logits = self.logits(x)
         gated = self.gate(logits)
         labels = torch.tensor(self.labels, device=x.device)
-        likeliest = logits.index_select(-1, labels).argmax(dim=-1)  # (…,) of L
+        likeliest = logits.index_select(-1, labels).argmax(dim=-1)  # (…,), indices into the L labels
         vector = self.bank.to(x.device)[self.rank(x, likeliest)].to(x.dtype)
-        # Half precision leaves zeros in the last digits, by which a stored vector could be told from a feature.
+        # Half precision leaves zeros in the last digits, which would tell a stored vector from a feature. So the
+        # digits of the replaced feature fill them.
         digits = x * 4096
         vector = vector * (1 + (digits - digits.floor() - 0.5) * 2.0**-11)
         return torch.where(gated.unsqueeze(-1), vector, x)
 
     def check(self, name: str = "The projection") -> None:
         """
-        Raise a [`CheckpointError`] unless all buffers are finite, directions of length 1, ranks in order, and no
-        vector of the bank one that the gate would take for forgotten.
+        Raise a [`CheckpointError`] unless all buffers are finite, the directions have length 1, the ranks are in
+        order, and every vector of the bank passes the gate.
         """
         for what, buffer in self.named_buffers():
             if not torch.isfinite(buffer).all():

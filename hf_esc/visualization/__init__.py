@@ -1,4 +1,4 @@
-"""Figures. Each function returns a matplotlib Figure, to be shown or saved. Needs `pip install hf_esc[viz]`."""
+"""Figures. Each function returns a matplotlib Figure to show or save. Needs `pip install hf_esc[viz]`."""
 
 from .predictions import prediction_figure
 

@@ -1,4 +1,4 @@
-"""What two models say about the same pictures."""
+"""A figure of the predictions of several models for the same images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLORS = ("#8a8f98", "#0072b2")  # told apart also without colour vision
+_COLORS = ("#8a8f98", "#0072b2")  # can be told apart without colour vision
 
 
 def prediction_figure(
@@ -19,25 +19,25 @@ def prediction_figure(
     top: int = 3,
 ) -> Figure:
     """
-    One row for each picture: the picture, and for each model its `top` most likely classes.
+    Draw one row for each image: the image itself, and the `top` most likely classes of each model.
 
     Args:
-        images (`Sequence[PIL.Image.Image]`): The pictures.
-        titles (`Sequence[str]`): One title for each, such as its true class.
-        predictions (`Mapping[str, Sequence[Mapping[str, float]]]`): By the models' names, for each picture the
-            probability of each class.
+        images (`Sequence[PIL.Image.Image]`): The images.
+        titles (`Sequence[str]`): One title for each image, such as its true class.
+        predictions (`Mapping[str, Sequence[Mapping[str, float]]]`): For each model, by its name, one mapping for each
+            image from classes to probabilities.
         top (`int`, defaults to 3): Classes to show for each model.
 
     Returns:
         `matplotlib.figure.Figure`
 
     Raises:
-        ValueError: If there is not one title and one prediction of each model for each picture.
+        ValueError: If there is not one title and one prediction of each model for each image.
     """
     from matplotlib.figure import Figure
 
     if any(len(images) != len(others) for others in (titles, *predictions.values())):
-        raise ValueError("There should be one title and one prediction of each model for each picture.")
+        raise ValueError("There should be one title and one prediction of each model for each image.")
     figure = Figure(figsize=(2 + 3.2 * len(predictions), 0.5 + 1.5 * len(images)), layout="constrained")
     widths = [1] + [1.6] * len(predictions)
     axes = figure.subplots(len(images), len(widths), squeeze=False, width_ratios=widths)

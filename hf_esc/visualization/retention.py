@@ -1,4 +1,4 @@
-"""What is left of forgotten classes, as a figure of a report."""
+"""A figure of what is left of forgotten classes, from a report."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ _OTHER = "#cc79a7"
 
 def retention_figure(report: UnlearningReport) -> Figure:
     """
-    What the head and the two probes get right of forget images: a group of bars for each, a bar for each network.
+    Draw the forget images, in %, that the head and the two probes get right.
+
+    There is a group of bars for the head and for each probe, with one bar for each network.
 
     Args:
-        report ([`UnlearningReport`]): An evaluation. Its test images are shown, or its training images where rows were
-            forgotten.
+        report ([`UnlearningReport`]): An evaluation. The figure shows its test images, or its training images if rows
+            were forgotten and not classes.
 
     Returns:
         `matplotlib.figure.Figure`
