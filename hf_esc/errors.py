@@ -1,6 +1,6 @@
 """What can go wrong, by name. Each error is also the builtin that fits, so callers can catch either."""
 
-import sys
+import inspect
 import warnings
 
 # Those that travel with checkpoints stand beside the code that raises them.
@@ -75,7 +75,7 @@ _PASSED_THROUGH = ("hf_esc", "transformers", "accelerate", "torch")
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of whoever called into hf_esc, however deep in it the reason was found."""
-    frame, level = sys._getframe(), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_THROUGH:
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_THROUGH:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)

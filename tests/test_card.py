@@ -35,9 +35,21 @@ SHA = "0123456789abcdef" * 4
 
 def ledger(labels: Sequence[str] = ("dog",), **settings) -> list[dict]:
     """Two erasures: ESC of some classes, and ESC-T of images without labels."""
-    common = {"projection_sha256": SHA, "base_sha256": SHA, "base": "google/tiny-vit", "base_revision": "4" * 40}
+    common = {
+        "kind": "in_front",
+        "projection_sha256": SHA,
+        "base_sha256": SHA,
+        "base": "google/tiny-vit",
+        "base_revision": "4" * 40,
+    }
     first = {"method": "esc", "p": 1.5, "rank": 2, "per_class": True, "labels": list(labels), "label_ids": [1]}
-    first |= {"num_images": 120, "unchanged": 0.025, "unchanged_of": 120, "date": "2026-01-02T03:04:05+00:00"}
+    first |= {
+        "right_after_by_label": [0.05],
+        "unchanged": 0.025,
+        "unchanged_of": 120,
+        "num_images": 120,
+        "date": "2026-01-02T03:04:05+00:00",
+    }
     second = {"method": "esc-t", "tau": 0.7, "tolerance": 0.02, "steps": 17, "labels": None, "label_ids": None}
     second |= {"num_images": 30, "unchanged": None, "unchanged_of": 30, "date": "2026-02-03T04:05:06+00:00"}
     return [common | first, common | second | settings]
@@ -238,7 +250,12 @@ def test_the_gate_is_a_table_of_the_card():
 
 def test_an_erasure_that_is_incomplete_is_called_so():
     assert "hidden from the head" in section(card_text(configuration()))
-    for record in ({"unchanged": 0.95}, {"unchanged": 0.05, "unchanged_by_label": [0.02, 0.4]}):
+    old = {"right_after_by_label": None}  # records of before have the share that is unchanged alone
+    for record in (
+        {"unchanged": 0.95} | old,
+        {"unchanged": 0.05, "unchanged_by_label": [0.02, 0.4]} | old,
+        {"unchanged": 0.0, "right_after_by_label": [0.02, 0.4]},
+    ):
         text = section(card_text(configuration([ledger()[0] | record])))
         assert "**The erasure is incomplete**" in text
         assert "hidden from the head" not in text
@@ -265,10 +282,10 @@ def test_images_of_classes_that_stay_are_no_incomplete_erasure():
 
 def test_every_erasure_is_a_row():
     first, second = rows(golden())[2:4]
-    assert first == ["dog", "ESC", "p 1.5, rank 2, per\\_class True", "120", "2.5 % of 120", "2026\\-01\\-02"]
+    assert first == ["dog", "ESC", "p 1.5, rank 2, per\\_class True", "120", "2.5 % of 120", "5.0 %", "2026\\-01\\-02"]
     assert second == [
         "images without labels",
-        *("ESC-T", "tau 0.7, tolerance 0.02, steps 17", "30", "not known", "2026\\-02\\-03"),
+        *("ESC-T", "tau 0.7, tolerance 0.02, steps 17", "30", "not known", "not known", "2026\\-02\\-03"),
     ]
 
 
@@ -431,7 +448,7 @@ def assert_whole(card: str, values: dict | None = None) -> None:
     assert values is None or {key: metadata.get(key) for key in values} == values
     body = section(card)
     assert "<" not in body.replace("&lt;", "")
-    assert {len(row) for row in rows(card)[:4]} == {6}
+    assert {len(row) for row in rows(card)[:4]} == {7}
     assert {len(row) for row in rows(card)[4:]} <= {5}
     assert [line for line in text.splitlines() if re.match("#+ ", line)][1:] == [
         f"## {heading}"
@@ -460,7 +477,7 @@ def test_no_label_method_or_data_set_breaks_it(labels, method, date, dataset):
     assert_whole(card, {"base_model": "google/tiny-vit", "library_name": "hf_esc"})
     html = rendered(card)
     assert (html.count("<table>"), html.count("<tr>")) == (2, 3 + len(report_text.markdown(made).splitlines()) - 1)
-    assert re.findall(r"<td[ >]", html).__len__() == 2 * 6 + 5 * (len(report_text.markdown(made).splitlines()) - 2)
+    assert re.findall(r"<td[ >]", html).__len__() == 2 * 7 + 5 * (len(report_text.markdown(made).splitlines()) - 2)
     kinds = set(re.findall(r"<(\w+)", html))
     assert kinds <= {"p", "strong", "h2", "table", "thead", "tbody", "tr", "th", "td", "a", "code", "pre", "ul", "li"}
     assert re.findall(r'href="([^"]*)"', html) == ["https://huggingface.co/google/tiny-vit"]

@@ -105,6 +105,7 @@ THERE = (
 # What an object has once it is made, by the library's class; `made` makes one.
 ON_OBJECTS = (
     "accelerate.Accelerator().scaler",
+    "datasets.Dataset()._fingerprint",
     "evaluate.Metric().selected_feature_format",
     "evaluate.Metric().writer",
     "evaluate.MetricInfo().format",
@@ -122,6 +123,7 @@ ON_OBJECTS = (
 # Names that hf_esc sets and a library reads: its source has them.
 READ = (
     "transformers.PreTrainedConfig: _commit_hash",
+    "transformers.PreTrainedModel: _is_hf_initialized",
     "transformers.PreTrainedModel: loss_type",
     "transformers.Trainer: accepts_loss_kwargs",
 )
@@ -302,6 +304,7 @@ def made(kind: str, folder: Path):
     arguments = transformers.TrainingArguments(output_dir=str(folder), use_cpu=True)
     makers = {
         "accelerate.Accelerator": lambda: accelerate.Accelerator(cpu=True),
+        "datasets.Dataset": lambda: datasets.Dataset.from_dict({"a": [1]}),
         "evaluate.Metric": lambda: Metric(cache_dir=str(folder)),
         "evaluate.MetricInfo": lambda: Metric(cache_dir=str(folder)).info,
         "torch.autograd.Node": lambda: torch.ones(1, requires_grad=True).exp().grad_fn,

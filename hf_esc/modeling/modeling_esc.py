@@ -274,26 +274,15 @@ class ESCModel(PreTrainedModel):
         model, info = super().from_pretrained(  # type: ignore[misc]
             pretrained_model_name_or_path, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
         )
-        for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-            keys = [key[0] if isinstance(key, tuple) else key for key in info[problem]]
-            if bad := sorted(key for key in keys if key.startswith("projections.")):
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            entries = {(key[0] if isinstance(key, tuple) else key): key for key in info[problem]}
+            allowed = problem == "mismatched_keys" and not strict
+            if bad := [entries[key] for key in sorted(entries) if not allowed or key.startswith("projections.")]:
                 raise CheckpointError(
-                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {bad}. The projection does not "
-                    f"fit the "
-                    "configuration, and without it nothing is erased. Fetch the checkpoint anew, or erase the "
-                    "original again."
+                    f"{pretrained_model_name_or_path} does not fit its configuration: {problem.replace('_', ' ')} "
+                    f"{bad[:4]}. What is missing would be drawn at random, which looks erased, and without its "
+                    "projection nothing is erased. Fetch the checkpoint anew, or erase the original again."
                 )
-            if keys and problem != "mismatched_keys":
-                raise CheckpointError(
-                    f"{pretrained_model_name_or_path}: {problem.replace('_', ' ')} {sorted(keys)[:4]}. The weights do "
-                    "not fit the configuration, and what is missing would be drawn at random, which looks erased. "
-                    "Fetch the checkpoint anew, or erase the original again."
-                )
-        if strict and info["mismatched_keys"]:
-            raise CheckpointError(
-                f"{pretrained_model_name_or_path} does not fit its configuration: other shapes of "
-                f"{info['mismatched_keys']}."
-            )
         for factor in model.modules():
             if isinstance(factor, Factor):
                 factor.restore()
