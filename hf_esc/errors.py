@@ -62,7 +62,7 @@ class HubError(HfEscError, RuntimeError):
 
 
 class OutputError(HfEscError, FileExistsError):
-    """An output folder that holds something already."""
+    """An output folder that holds something already, or cannot be written."""
 
 
 class IncompleteErasureWarning(UserWarning):

@@ -8,15 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import OutputError
+from .errors import HfEscError, OutputError
 
 _WEIGHTS = {".safetensors", ".bin"}
-_MODEL_FILES = {
-    "config.json",
-    "preprocessor_config.json",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-}
+_INDICES = {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
+_MODEL_FILES = {"config.json", "preprocessor_config.json", *_INDICES}
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -24,11 +20,16 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     Check before the work that its result can be written to `folder`.
 
     Raises:
-        OutputError: If `folder` is a file, if it cannot be made, if it is not empty and `overwrite` is not set, or if
-            it holds something other than a model.
+        OutputError: If `folder` is a file or a mount point, if it cannot be made, if it is not empty and `overwrite`
+            is not set, or if it holds something other than a model.
     """
+    _restore(folder)
+    if folder.is_symlink() and not folder.exists():
+        raise OutputError(f"The output {folder} is a link to {folder.readlink()}, which is not there. Name a folder.")
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"The output {folder} is a file. Name a folder.")
+    if folder.is_dir() and os.path.ismount(folder):
+        raise OutputError(f"The output {folder} is a mount point, which cannot be replaced. Name a folder in it.")
     parent = next(parent for parent in folder.absolute().parents if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"The output {folder} cannot be made: {parent} is no folder that can be written to.")
@@ -40,13 +41,6 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
-
-
-def _copy(item: Path, target: Path) -> None:
-    if item.is_dir():
-        shutil.copytree(item, target, symlinks=True)
-    else:
-        shutil.copy2(item, target, follow_symlinks=False)
 
 
 def _holds_model(folder: Path) -> bool:
@@ -61,24 +55,121 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     """
     Give a hidden folder beside `folder` to write into. It replaces `folder` if the context ends without an error.
 
+    A link stays a link, and the folder that it points to is replaced. Until the new folder is in place, the old one is
+    there, or is put back: by an error at once, and after a kill by the next run.
+
     Raises:
-        OutputError: As in [`check_output`].
+        OutputError: As in [`check_output`]; if it cannot be written, as on a full disk; or if somebody else wrote it
+            meanwhile.
     """
     check_output(folder, overwrite=overwrite)
-    folder = folder.absolute()
+    target = folder.resolve()
+    seen = _state(target)
+    with _reported(folder):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden_prefix(target)))
+    fresh, old = hidden / "new", hidden / "old"
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        hidden = tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.unfinished-")
-    except OSError as error:
-        raise OutputError(f"The output {folder} cannot be made: {error}.") from error
-    with hidden as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        fresh.mkdir()
-        yield fresh
-        if folder.exists():
-            # Files that are not part of a model, such as notes or `.git`, belong to the user and stay.
-            for item in folder.iterdir():
-                if item.name not in _MODEL_FILES and item.suffix not in _WEIGHTS and not (fresh / item.name).exists():
-                    _copy(item, fresh / item.name)
-            folder.rename(old)
-        fresh.rename(folder)
+        with _reported(folder):
+            fresh.mkdir()
+            yield fresh
+            if _state(target) != seen:
+                raise OutputError(
+                    f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder."
+                )
+            if target.exists():
+                # Files that are not part of a model, such as notes or `.git`, belong to the user and stay.
+                for item in target.iterdir():
+                    if not _of_model(item) and not (fresh / item.name).exists():
+                        _link(item, fresh / item.name)
+                target.rename(old)
+            fresh.rename(target)  # fails if somebody made it since
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def write_into(folder: Path) -> Iterator[Path]:
+    """
+    Give a hidden folder to write a model into. Its files move to `folder` if the context ends without an error.
+
+    What else is in `folder`, such as checkpoints, stays. A model that is there is replaced: its configuration goes
+    first and the new one comes last, so that a ledger never stands beside weights that are not its own.
+
+    Raises:
+        OutputError: If the files cannot be written, as on a full disk.
+    """
+    with _reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+        try:
+            yield hidden
+            fresh = sorted(hidden.iterdir(), key=lambda item: item.name == "config.json")
+            (folder / "config.json").unlink(missing_ok=True)
+            for stale in folder.iterdir():
+                if stale.is_file() and (stale.suffix in _WEIGHTS or stale.name in _INDICES):
+                    stale.unlink()
+            for item in fresh:
+                os.replace(item, folder / item.name)
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+@contextmanager
+def _reported(folder: Path) -> Iterator[None]:
+    """What the file system says, as an [`OutputError`]."""
+    try:
+        yield
+    except HfEscError:
+        raise
+    except Exception as error:
+        # safetensors has an error of its own for a full disk, which is not the file system's.
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        raise OutputError(
+            f"The output {folder} cannot be written: {error}. Nothing of it is there. Mend the cause, or name another "
+            "folder, and run again."
+        ) from error
+
+
+def _of_model(item: Path) -> bool:
+    return item.name in _MODEL_FILES or item.suffix in _WEIGHTS
+
+
+def _link(item: Path, to: Path) -> None:
+    """The same files in a second place, without a copy of their bytes where the file system can do that."""
+
+    def link(source: str, destination: str) -> None:
+        try:
+            os.link(source, destination, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, destination, follow_symlinks=False)
+
+    if item.is_dir() and not item.is_symlink():
+        shutil.copytree(item, to, symlinks=True, copy_function=link)
+    else:
+        link(str(item), str(to))
+
+
+def _state(folder: Path) -> tuple | None:
+    """Changes when somebody replaces a folder or the model in it; None if there is none, or nothing in it."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return None
+    config = folder / "config.json"
+    return folder.stat().st_ino, (config.stat().st_ino, config.stat().st_mtime_ns) if config.exists() else None
+
+
+def _hidden_prefix(target: Path) -> str:
+    return f".{target.name}.unfinished-"
+
+
+def _restore(folder: Path) -> None:
+    """Put an old folder back that a run was about to replace when it was killed."""
+    if folder.exists() or folder.is_symlink() or not folder.parent.is_dir():
+        return
+    for old in folder.parent.glob(f"{_hidden_prefix(folder)}*/old"):
+        old.rename(folder)
+        shutil.rmtree(old.parent, ignore_errors=True)
+        return

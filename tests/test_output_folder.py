@@ -1,11 +1,13 @@
 """An output folder is written whole or not at all."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
 from hf_esc.errors import OutputError
-from hf_esc.saving import check_output, write_folder
+from hf_esc.saving import check_output, write_folder, write_into
 
 
 def fail_within(target, content: str) -> None:
@@ -53,3 +55,127 @@ def test_overwriting_takes_the_model_alone_and_leaves_what_is_the_users(tmp_path
     (target / "config.json").write_text("{}")
     with pytest.raises(OutputError, match="no model, which --overwrite leaves alone"):
         check_output(target, overwrite=True)
+
+
+def model_in(folder, name: str = "old") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": name}))
+    (folder / "model.safetensors").write_text(name)
+    (folder / "notes.txt").write_text("mine")
+
+
+def which(folder) -> str:
+    return json.loads((folder / "config.json").read_text())["model_type"]
+
+
+@pytest.mark.parametrize("at", ["before the old one moves", "between the two moves", "after the new one stands"])
+def test_an_interruption_at_any_step_of_the_replacement_leaves_one_whole_model(tmp_path, monkeypatch, at):
+    target = tmp_path / "model"
+    model_in(target)
+    rename, calls = Path.rename, []
+
+    def interrupted(self, to):
+        calls.append(to)
+        if at == "before the old one moves" and len(calls) == 1:
+            raise KeyboardInterrupt
+        if at == "between the two moves" and len(calls) == 2:
+            raise KeyboardInterrupt
+        result = rename(self, to)
+        if at == "after the new one stands" and len(calls) == 2:
+            raise KeyboardInterrupt
+        return result
+
+    def replace() -> None:
+        with write_folder(target, overwrite=True) as folder:
+            model_in(folder, "new")
+            (folder / "notes.txt").unlink()
+            monkeypatch.setattr(Path, "rename", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        replace()
+    assert which(target) == ("new" if at.startswith("after") else "old")
+    assert (target / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_the_old_folder_of_a_run_that_was_killed_between_the_two_moves_comes_back(tmp_path):
+    target = tmp_path / "model"
+    model_in(tmp_path / ".model.unfinished-x" / "old")
+    (tmp_path / ".model.unfinished-x" / "new").mkdir()
+    with pytest.raises(OutputError, match="not empty"):
+        check_output(target, overwrite=False)
+    assert which(target) == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):
+    model_in(tmp_path / "served")
+    link = tmp_path / "link"
+    link.symlink_to("served")
+    with write_folder(link, overwrite=True) as folder:
+        model_in(folder, "new")
+    assert link.is_symlink()
+    assert which(tmp_path / "served") == "new"
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="is a link to nowhere"):
+        check_output(tmp_path / "gone", overwrite=True)
+
+
+def test_of_two_runs_to_one_folder_the_later_one_is_told(tmp_path):
+    for overwrite in (False, True):
+        target = tmp_path / f"model-{overwrite}"
+        if overwrite:
+            model_in(target)
+
+        def late(target=target, overwrite=overwrite) -> None:
+            with write_folder(target, overwrite=overwrite) as mine:
+                model_in(mine, "late")
+                with write_folder(target, overwrite=overwrite) as other:
+                    model_in(other, "early")
+
+        with pytest.raises(OutputError, match="Somebody else has written"):
+            late()
+        assert which(target) == "early"
+
+
+def test_a_mount_point_and_a_full_disk_are_errors_that_say_what_to_do(tmp_path):
+    with pytest.raises(OutputError, match="mount point"):
+        check_output(Path("/"), overwrite=True)
+
+    def full() -> None:
+        with write_folder(tmp_path / "model", overwrite=False):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
+        full()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("killed_at", range(4))
+def test_a_ledger_never_stands_beside_weights_that_are_not_its_own(tmp_path, monkeypatch, killed_at):
+    """Into a folder that stays: the old configuration goes first, the new one comes last, after its weights."""
+    model_in(tmp_path)
+    (tmp_path / "checkpoint-3").mkdir()
+    replace, done = os.replace, []
+
+    def killed(source, to):
+        done.append(to)
+        if len(done) > killed_at:
+            raise KeyboardInterrupt
+        replace(source, to)
+
+    def write() -> None:
+        with write_into(tmp_path) as folder:
+            model_in(folder, "new")
+            monkeypatch.setattr(os, "replace", killed)
+
+    if killed_at < 3:
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    else:
+        write()
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    assert not config.exists() or weights.read_text() == which(tmp_path)
+    assert config.exists() == (killed_at >= 3)
+    assert (tmp_path / "checkpoint-3").is_dir()
+    assert not list(tmp_path.glob(".unfinished-*"))

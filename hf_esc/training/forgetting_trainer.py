@@ -15,6 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..errors import ForgetSetError, ModelError
 from ..ledger.record import Unchanged, ledger_record
+from ..saving import write_into
 from .checkpoints import last_checkpoint
 from .epochs import as_it_is
 from .forgetting_args import ForgettingArguments
@@ -239,9 +240,16 @@ class ForgettingTrainer(SafetensorsTrainer):
         self._last_checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self._saving_checkpoint:
-            self._finished()
-        super()._save(output_dir, state_dict)
+        if self._saving_checkpoint:
+            super()._save(output_dir, state_dict)
+            return
+        self._finished()
+        with write_into(Path(output_dir or self.args.output_dir or ".")) as folder:
+            self._save_result(folder, state_dict)
+
+    def _save_result(self, folder: Path, state_dict: dict | None) -> None:
+        """Write the result of the training to a folder."""
+        super()._save(str(folder), state_dict)
 
     def _finished(self) -> Any:
         if self._result is None:

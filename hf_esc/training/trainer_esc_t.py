@@ -351,17 +351,18 @@ class ESCTTrainer(ForgettingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
-        folder = Path(output_dir or self.args.output_dir or ".")
         if self._saving_checkpoint:
-            save_masks(folder, self.model, self.run())
+            save_masks(Path(output_dir or self.args.output_dir or "."), self.model, self.run())
             return
-        erased = self._finished()
-        if not self.args.threshold:
+        if self._finished() is not None and not self.args.threshold:
             raise MaskError(
                 "With `threshold=False` the mask is not binary. That is an ablation, to be looked at "
                 "(`trainer.erased_model`), and is not saved."
             )
-        erased.save_pretrained(folder)
+        super()._save(output_dir, state_dict)
+
+    def _save_result(self, folder: Path, state_dict: dict | None) -> None:
+        self._finished().save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
         load_masks(Path(resume_from_checkpoint), self.model, self._moments, self.run())
