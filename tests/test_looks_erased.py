@@ -13,7 +13,7 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from hf_esc import erase, load_classifier, verify
+from hf_esc import ESCModel, erase, load_classifier, verify
 from hf_esc.all_cnn import AllCNNForImageClassification
 from hf_esc.data.labels import model_label_names
 from hf_esc.errors import CheckpointError, HfEscError, HubError, IncompleteErasureWarning, LabelError, ModelError
@@ -235,3 +235,18 @@ def test_what_a_training_puts_on_a_model_it_takes_off(fails):
         for parameter in trainer.model.parameters():
             assert parameter.requires_grad
             assert not parameter._backward_hooks
+
+
+def test_an_incomplete_erasure_is_exit_code_3_and_is_not_pushed_unless_that_is_allowed(hf_esc, clothes, tmp_path):
+    # One direction for two classes leaves one of them.
+    command = ("erase", "embedded/resnet", "--dataset", clothes, "--forget", "Trouser,Bag", "--rank", "1")
+    command += ("--output", tmp_path, "--no-evaluate", "--overwrite")
+    assert hf_esc(*command)[0] == 3
+    assert hf_esc(*command, "--allow-incomplete")[0] == 0
+    record = json.loads((tmp_path / "config.json").read_text())["erasures"][0]
+    assert record["complete"] is False
+    code, _, err = hf_esc("push", tmp_path, "me/incomplete")
+    assert code == 2
+    assert "The erasure of Trouser, Bag is incomplete" in " ".join(err.split())
+    with pytest.raises(HubError, match="Trouser, Bag is incomplete"):
+        ESCModel.from_pretrained(tmp_path).push_to_hub("me/incomplete")

@@ -266,13 +266,34 @@ forget = fashion.select(fashion.train, [TROUSER]).select(range(100))
 settings = {"output_dir": output, "push_to_hub": True, "hub_model_id": repo_id, "save_strategy": "steps"}
 trainer = made(hf_esc.loading.load_classifier("embedded/resnet", device="cpu"), forget, save_steps=5, **settings)
 trainer.train()
-assert "hf_esc.hub.card" not in sys.modules  # the files of the card are imported when it is written
 trainer.push_to_hub(commit_message="erased")
 loaded = AutoModelForImageClassification.from_pretrained(repo_id)
 assert isinstance(loaded, ESCModel)
 state = trainer.erased_model.state_dict()
 assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
 """
+
+
+TRAIN = """
+import sys
+sys.path.insert(0, root)
+import hf_esc.loading
+from hf_esc.data import load_images
+from tests.esc_t import TROUSER, made
+
+fashion = load_images("embedded")
+forget = fashion.select(fashion.train, [TROUSER]).select(range(100))
+trainer = made(hf_esc.loading.load_classifier("embedded/resnet", device="cpu"), forget, output_dir=output)
+trainer.train()
+answer = ["hf_esc.hub.card" in sys.modules]
+trainer.create_model_card()
+answer.append("hf_esc.hub.card" in sys.modules)
+"""
+
+
+def test_the_files_of_the_card_are_imported_when_it_is_written(elsewhere, tmp_path):
+    root = Path(__file__).parents[1]
+    assert elsewhere(TRAIN, tmp_path, root=root, output=tmp_path / "output")["answer"] == [False, True]
 
 
 def test_what_is_pushed_is_the_erased_model_and_its_card(hub, client, tmp_path):

@@ -43,8 +43,8 @@ def main() -> None:
     """
     Run the command line.
 
-    Exit code 0: done; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what to do; 130:
-    Ctrl-C.
+    Exit code 0: done, and complete; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what
+    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C.
     """
     try:
         app()

@@ -13,7 +13,7 @@ from . import options
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import MethodName, help_text, listed, refuse_foreign
-from .report import print_erasure
+from .report import end, print_erasure
 from .request import Wish, read_rows, retain_set
 
 _LEARN_FROM_RETAIN = [method for method in METHODS.values() if method.uses_retain and method.edits_weights]
@@ -86,6 +86,7 @@ def erase(
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the output folder.")] = False,
+    allow_incomplete: options.AllowIncomplete = False,
     evaluate: Annotated[bool, typer.Option(help="Measure accuracies before and after.")] = True,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
@@ -173,7 +174,7 @@ def erase(
             earlier = forgotten_earlier(*measured)
             clock.lap("evaluate")
 
-    print_erasure(
+    complete = print_erasure(
         model,
         dataset,
         reloaded.config,
@@ -185,6 +186,7 @@ def erase(
         seconds=clock.seconds,
         as_json=json,
     )
+    end(complete, allow_incomplete=allow_incomplete)
 
 
 def _rank(value: str | None):

@@ -45,4 +45,7 @@ NumWorkers = Annotated[int, typer.Option(min=0, help="Processes that read and pr
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps, …; by default an accelerator, if there is one.")]
 Revision = Annotated[str | None, typer.Option(help="Revision of the model on the Hub.")]
 TrustRemoteCode = Annotated[bool, typer.Option(help="Run the code that a model brings along.")]
+AllowIncomplete = Annotated[
+    bool, typer.Option("--allow-incomplete", help="Do not fail (exit code 3) if what was to be forgotten is not gone.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else.")]

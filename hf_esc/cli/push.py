@@ -39,6 +39,10 @@ def push(
     space: Annotated[
         bool, typer.Option("--space", help="Push a metric (`kr_score`, …) or the `demo` as a Space.")
     ] = False,
+    allow_incomplete: Annotated[
+        bool,
+        typer.Option("--allow-incomplete", help="Push a model from which the class is not gone. Its card says so."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """
@@ -56,7 +60,9 @@ def push(
 
         commit = push_space(source, repo, private=private, revision=revision, create_pr=create_pr, message=message)
     else:
-        commit = _push_model(source, repo, report, redact, private, revision, create_pr, message, license)
+        commit = _push_model(
+            source, repo, report, redact, private, revision, create_pr, message, license, allow_incomplete
+        )
     where = {"repository": commit.repo_url.repo_id, "commit": commit.oid, "url": commit.pr_url or commit.commit_url}
     if json:
         print_json(where)
@@ -64,7 +70,7 @@ def push(
         typer.echo(f"Pushed to {where['repository']}: {where['url']}")
 
 
-def _push_model(source, repo, report, redact, private, revision, create_pr, message, license):
+def _push_model(source, repo, report, redact, private, revision, create_pr, message, license, allow_incomplete):
     if not Path(source).is_dir():
         raise ModelError(f"{source!r} is no folder. Name one that `hf-esc erase` or `save_pretrained` wrote.")
     from ..evaluation.report import UnlearningReport
@@ -94,4 +100,5 @@ def _push_model(source, repo, report, redact, private, revision, create_pr, mess
         create_pr=create_pr,
         commit_message=message,
         license=license,
+        allow_incomplete=allow_incomplete,
     )

@@ -40,9 +40,9 @@ def print_erasure(
     earlier: Mapping[str, Mapping[str, Mapping[str, float | None]] | None] | None,
     seconds: Mapping[str, float],
     as_json: bool,
-) -> None:
+) -> bool | None:
     """
-    The last erasure of an erased model.
+    Print the last erasure of an erased model, and return whether all that was erased is gone (None if nothing tells).
 
     Args:
         model, dataset (`str`): As the user called them.
@@ -62,6 +62,7 @@ def print_erasure(
     of_images = record.get("scenario") == "images"
     back = [name for name, columns in (earlier or {}).items() if columns and _is_back(columns)]
     unseen = [name for name, columns in (earlier or {}).items() if columns is None]
+    complete = _complete(record, back, unseen)
     if as_json:
         details = ["method", "rank", "tau", "steps", "cut", "bank_size", "threshold", "gate_recall", "false_alarms"]
         details += ["num_retain_images", "unchanged", "unchanged_by_label"]
@@ -79,12 +80,12 @@ def print_erasure(
                 **{name: record[name] for name in details if name in record},
                 **edits,
                 "num_forget": record["num_images"],
-                "complete": _complete(record, back, unseen),
+                "complete": complete,
                 "seconds": seconds,
                 "output": output,
             }
         )
-        return
+        return complete
     typer.echo(f"Erased {_what(record, of_images)} from {model}: {_how(record, dims)}.")
     if before and after:
         typer.echo(accuracy_table({"before": before, "after": after}))
@@ -120,6 +121,13 @@ def print_erasure(
         hidden = f"{_what(record, of_images)} is hidden from the head." if earlier else "Hidden from the head."
         typer.echo(f"{hidden} A probe trained on the features may still read {reads}.")
     typer.echo(f"The model is in {output}.")
+    return complete
+
+
+def end(complete: bool | None, *, allow_incomplete: bool) -> None:
+    """End a command with exit code 3 where what was to be forgotten is not gone, unless that is allowed."""
+    if complete is False and not allow_incomplete:
+        raise typer.Exit(3)
 
 
 def _complete(record: Mapping[str, Any], back: Sequence[str], unseen: Sequence[str]) -> bool | None:

@@ -11,7 +11,7 @@ from ..methods import METHODS
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
-from .report import print_erasure
+from .report import end, print_erasure
 from .request import Wish, read_rows, retain_set
 from .words import value_of
 
@@ -46,6 +46,9 @@ class Arguments:
         default=True, metadata={"help": "Accuracies before and after: measure them, or not (no_evaluate)."}
     )
     json: bool = field(default=False, metadata={"help": "Print one JSON object on stdout and nothing else."})
+    allow_incomplete: bool = field(
+        default=False, metadata={"help": "Do not fail (exit code 3) if what was to be forgotten is not gone."}
+    )
     overwrite: bool = field(default=False, metadata={"help": "Write over a model in the output folder."})
     image_column: str | None = field(default=None, metadata={"help": "The column with the images."})
     label_column: str | None = field(default=None, metadata={"help": "The column with the labels."})
@@ -122,7 +125,7 @@ def train(context: typer.Context) -> None:
         before, after = before_and_after(*measured)
         earlier = forgotten_earlier(*measured)
         clock.lap("evaluate")
-    print_erasure(
+    complete = print_erasure(
         arguments.model,
         arguments.dataset,
         erased.config,
@@ -134,6 +137,7 @@ def train(context: typer.Context) -> None:
         seconds=clock.seconds,
         as_json=arguments.json,
     )
+    end(complete, allow_incomplete=arguments.allow_incomplete)
 
 
 def _joined(words: list[str]) -> list[str]:

@@ -32,7 +32,7 @@ TAGS = ["machine-unlearning", "concept-erasure", "esc"]
 _NO_SETTINGS = {"method", "kind", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label"}
 _NO_SETTINGS |= {"right_after_by_label"}
 _NO_SETTINGS |= {"right_before", "unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
-_NO_SETTINGS |= {"weights_sha256", "projection_sha256"}
+_NO_SETTINGS |= {"complete", "weights_sha256", "projection_sha256"}
 
 
 def write_card(model: PreTrainedModel, folder: Path, **options) -> None:

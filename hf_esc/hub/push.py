@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..data.model_batches import processor_at_hand
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
-from ..ledger.record import edits_weights
+from ..ledger.record import edits_weights, is_complete
 from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
@@ -55,6 +55,7 @@ def push(
     license: str | None = None,
     language: str | list[str] | None = None,
     tags: str | list[str] | None = None,
+    allow_incomplete: bool = False,
 ) -> CommitInfo:
     """
     Push an erased model, or one with edited weights, in one commit: either all of it is on the Hub afterwards or
@@ -71,6 +72,8 @@ def push(
         redact (`bool`, defaults to `False`): Leave the names of forgotten classes out of everything.
         commit_message, commit_description, private, token, revision, create_pr, max_shard_size: As in
             `PreTrainedModel.push_to_hub`.
+        allow_incomplete (`bool`, defaults to `False`): Push a model from which the class is not gone; its card says
+            so.
         license, language, tags (*optional*): For the card. The licence is that of the base model by default, where its
             card can be read.
 
@@ -92,6 +95,12 @@ def push(
     ledger = getattr(model.config, "erasures", [])
     if not ledger:
         raise HubError(f"This {type(model).__name__} has no ledger of erasures: nothing was forgotten.")
+    if not allow_incomplete and (left := [record for record in ledger if is_complete(record) is False]):
+        names = ", ".join(str(name) for record in left for name in record.get("labels") or ["images without labels"])
+        raise HubError(
+            f"The erasure of {names} is incomplete: the head still gives it to forget images. Erase more (another "
+            "rank or method), or pass `allow_incomplete` to publish it as it is."
+        )
     weights = weights_sha256(inner_classifier(model))
     if edited_fingerprint(ledger) not in (None, weights):
         raise HubError(

@@ -168,10 +168,10 @@ def ledger_record(
     unchanged: Unchanged | None,
     unchanged_of: int,
 ) -> dict[str, Any]:
-    """A record as [`ESCConfig`] describes it."""
+    """A record as [`ESCConfig`] describes it, with what it says of the erasure as a whole under `complete`."""
     shown = label_names(config, labels)
     base, revision = base_on_the_hub(config)
-    return {
+    record = {
         "method": method,
         "kind": kind,
         **settings,
@@ -192,3 +192,4 @@ def ledger_record(
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+    return record | {"complete": is_complete(record)}
