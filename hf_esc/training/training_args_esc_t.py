@@ -26,9 +26,9 @@ class ESCTTrainingArguments(TrainingArguments):
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other is allowed: a mask in training is no erased model.
-    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `neftune_noise_alpha`,
-      `bf16_full_eval`, `fp16_full_eval` and `place_model_on_device=False` are refused: the loss is what it is, and a
-      d × d mask needs no sharding.
+    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `gradient_checkpointing`,
+      `neftune_noise_alpha`, `bf16_full_eval`, `fp16_full_eval` and `place_model_on_device=False` are refused: the
+      loss is what it is, and a d × d mask needs no sharding.
 
     **The step size.** The gradient of the loss depends on the scale of the head's logits, on d, and for a confident
     model it is orders of magnitude smaller at the start than at the end, as \(\partial\,\mathrm{CE} / \partial f'_y =
@@ -141,6 +141,7 @@ _NO_USE = (
     "fsdp",
     "deepspeed",
     "activation_checkpointing",
+    "gradient_checkpointing",  # its name in transformers 5.20
     "neftune_noise_alpha",
     "bf16_full_eval",
     "fp16_full_eval",
