@@ -715,6 +715,17 @@ def of_the_head(model, inputs):
     return label, [{name: value[said == label] for name, value in inputs.items()} | {"labels": said[said == label]}]
 
 
+def of_several_classes(name, inputs):
+    """The tiny model with the first weights that take four images for others than the likeliest class."""
+    for seed in range(20):  # a version of torch draws other weights than the next
+        model = ZOO[name].build(seed) if name in ZOO else build_timm(name, seed)
+        with torch.no_grad():
+            said = logits_of(model(**inputs), model.config.num_labels).argmax(dim=1)
+        if len(said) - said.bincount().max() >= 4:
+            return model
+    raise AssertionError(f"{name} says one class of nearly all images, whatever its weights.")
+
+
 FEATURES = ["deit-with-teacher", "levit-with-teacher", "deit_tiny_distilled_patch16_224", "crossvit_tiny_240"]
 
 
@@ -733,8 +744,8 @@ KINDS = ["vit", "beit", "convnext", "cvt", "mobilenet-v1", "pp-lcnet", "segforme
 
 @pytest.mark.parametrize("name", [*KINDS, "perceiver-fourier", "test_convnext", "resnetv2_18", "efficientformerv2_s0"])
 def test_heads_of_one_feature_tensor_lose_the_class(name, tmp_path):
-    model = ZOO[name].build() if name in ZOO else build_timm(name)
     inputs, others = (ZOO[name].inputs(24, seed) if name in ZOO else timm_inputs(name, 24, seed) for seed in (1, 2))
+    model = of_several_classes(name, others)
     label, forget = of_the_head(model, inputs)
     erased = remap(model, forget, [others], bank_size=8)
     assert record(erased)["gate_recall"] == 1

@@ -24,9 +24,9 @@ class ESCTTrainingArguments(ForgettingArguments):
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other value is allowed: a mask in training is no erased model.
-    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `neftune_noise_alpha`,
-      `bf16_full_eval`, `fp16_full_eval` and `place_model_on_device=False` are refused: the loss is ESC-T's, and a
-      d × d mask needs no sharding.
+    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `gradient_checkpointing`,
+      `neftune_noise_alpha`, `bf16_full_eval`, `fp16_full_eval` and `place_model_on_device=False` are refused: the
+      loss is ESC-T's, and a d × d mask needs no sharding.
 
     **The step size.** The gradient of the loss depends on the scale of the head's logits and on d. For a confident
     model it is also orders of magnitude smaller at the start than at the end, as \(\partial\,\mathrm{CE} / \partial
@@ -64,7 +64,11 @@ class ESCTTrainingArguments(ForgettingArguments):
         OptionError: If a value is out of its range, or an argument is given that has no use here.
     """
 
-    refused: ClassVar[tuple[str, ...]] = (*ForgettingArguments.refused, "activation_checkpointing")
+    refused: ClassVar[tuple[str, ...]] = (
+        *ForgettingArguments.refused,
+        "activation_checkpointing",
+        "gradient_checkpointing",  # its name in transformers 5.20
+    )
     refused_because: ClassVar[str] = (
         "the loss is ESC-T's, the backbone is not trained, and a d x d mask fits on every device"
     )
