@@ -231,7 +231,7 @@ def test_each_value_has_its_share_of_the_separators_below_it(m, parts, seed):
     assert found.shape == (parts - 1,)
     assert (found.diff() >= 0).all()
     below = (ordered[:, None] > found).sum(dim=1)
-    shares = (torch.arange(m) + 0.5) / m
+    shares = (torch.arange(m, dtype=torch.float64) + 0.5) / m
     assert ((below - shares * parts).abs() <= 1 + 1e-9).all()
     far = ordered.diff() > 1e-2 * (ordered[-1] - ordered[0])
     if far.all():
