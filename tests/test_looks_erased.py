@@ -16,7 +16,15 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hf_esc import ESCModel, erase, load_classifier, verify
 from hf_esc.all_cnn import AllCNNForImageClassification
 from hf_esc.data.labels import model_label_names
-from hf_esc.errors import CheckpointError, HfEscError, HubError, IncompleteErasureWarning, LabelError, ModelError
+from hf_esc.errors import (
+    CheckpointError,
+    HfEscError,
+    HubError,
+    IncompleteErasureWarning,
+    LabelError,
+    ModelError,
+    SiteError,
+)
 from hf_esc.features.sites import SiteGroup
 from hf_esc.hub.push import push
 from hf_esc.ledger.record import is_complete
@@ -250,3 +258,41 @@ def test_an_incomplete_erasure_is_exit_code_3_and_is_not_pushed_unless_that_is_a
     assert "The erasure of Trouser, Bag is incomplete" in " ".join(err.split())
     with pytest.raises(HubError, match="Trouser, Bag is incomplete"):
         ESCModel.from_pretrained(tmp_path).push_to_hub("me/incomplete")
+
+
+class Adapter(nn.Module):
+    """A head in an adapter, as peft makes one: the head moves inside, and a path of its own stands beside it."""
+
+    def __init__(self, base_layer: nn.Linear):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora = nn.Linear(base_layer.in_features, base_layer.out_features, bias=False)
+        self.weight = base_layer.weight
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora(x)
+
+
+@pytest.mark.parametrize("how", ["replaced", "wrapped", "removed hooks"])
+@pytest.mark.parametrize("name", ["vit", "swiftformer", "levit"])
+def test_every_head_has_the_projection_before_it_at_every_call(name, how):
+    architecture = ZOO[name]
+    erased = quietly(architecture.build(), [architecture.inputs()], rank=1)
+    inputs = architecture.inputs()
+    erased(**inputs)
+    paths = [path for site in erased.config.sites for path in site["modules"]]
+    for path in paths:
+        parent = erased.model.get_submodule(path.rpartition(".")[0])
+        child, head = path.rpartition(".")[2], erased.model.get_submodule(path)
+        hooks = dict(head._forward_pre_hooks)
+        if how == "removed hooks":
+            head._forward_pre_hooks.clear()
+        elif how == "wrapped":
+            setattr(parent, child, Adapter(head))
+        else:
+            setattr(parent, child, nn.Linear(head.in_features, head.out_features))
+        with pytest.raises(SiteError, match="replaced or wrapped"):
+            erased(**inputs)
+        setattr(parent, child, head)
+        head._forward_pre_hooks.update(hooks)
+        erased(**inputs)

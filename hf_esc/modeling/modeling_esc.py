@@ -25,7 +25,7 @@ from .errors import CheckpointError, SiteError
 from .factors import Factor
 from .fingerprints import projections_sha256, weights_sha256
 from .outputs import logits_of, pooled
-from .projection import Projection, build_factor
+from .projection import Projection, build_factor, stands_before
 
 # The class that each Auto class loads from the code beside a checkpoint.
 AUTO_MAP = {
@@ -161,9 +161,16 @@ class ESCModel(PreTrainedModel):
             [`ESCOutput`], or a tuple of its values
 
         Raises:
-            SiteError: If a projection did not run, so that the answer would not be erased.
+            SiteError: If a head was replaced or wrapped, or did not run, so that the answer would not be erased.
         """
         inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
+        for path in [path for site in self.config.sites for path in site["modules"]]:
+            if not stands_before(self.model.get_submodule(path)):
+                raise SiteError(
+                    f"{path!r} of the {type(self.model).__name__} inside was replaced or wrapped, for example by an "
+                    "adapter. It would read features that are not projected. Train the weights of the head, or leave it "
+                    "out of the adapter's `target_modules`."
+                )
         for projection in self.projections:
             projection.thread.features = None
         output = self.model(**inputs)
@@ -173,8 +180,7 @@ class ESCModel(PreTrainedModel):
         if any(features is None for features in captured):
             raise SiteError(
                 f"The projection did not run: {[site['modules'] for site in self.config.sites]} of the "
-                f"{type(self.model).__name__} inside was replaced, or did not run. The answer would not be erased. To "
-                "train a new head, change the weights of the one that is there."
+                f"{type(self.model).__name__} inside did not run. The answer would not be erased."
             )
         logits = logits_of(output, self.config.num_labels)
         features = [

@@ -132,6 +132,11 @@ class Projection(nn.Module):
         return f"dim={self.dim}, axis={self.axis}"
 
 
+def stands_before(module: nn.Module) -> bool:
+    """Whether a projection runs before this module. A module that replaces or wraps a head has none."""
+    return any(isinstance(getattr(hook, "__self__", None), Projection) for hook in module._forward_pre_hooks.values())
+
+
 def product(factors: Sequence[Factor], dim: int) -> Tensor:
     r"""The product \(F_m \cdots F_1\) of linear factors, `(d, d)`, float64, on the CPU: some devices lack float64."""
     result = torch.eye(dim, dtype=torch.float64)
