@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets.data_files import SPLIT_KEYWORDS
 from datasets.features import Array3D
 from PIL import Image as Pillow
 from transformers import ViTImageProcessor
@@ -11,6 +12,8 @@ from transformers import ViTImageProcessor
 from hf_esc.data import image_batches, load_images
 from hf_esc.data.batches import ready_batches
 from hf_esc.data.columns import find_image_column, find_label_column
+from hf_esc.data.folders import SPLIT_WORDS
+from hf_esc.data.image_data import TEST_SPLITS
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
 
 from .pictures import encoded, labelled, picture
@@ -115,6 +118,67 @@ def test_a_folder_of_each_kind(tmp_path, kind):
     # Each picture is with its own label: its colour tells.
     for row, name in zip(data.train, by_name, strict=True):
         assert np.asarray(row["image"]).mean((0, 1)).argmax() == NAMES.index(name)
+
+
+def as_pictures(root, tree: dict[str, int]):
+    """A folder with so many pictures in each folder inside."""
+    for path, number in tree.items():
+        (root / path).mkdir(parents=True)
+        for row in range(number):
+            picture(row).save(root / path / f"{row}.png")
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "VAL"), ("train", "Eval"), ("train", "test")],
+)
+@pytest.mark.parametrize("within", ["", "archive/", "photos [2024] (a)/"])
+def test_folders_called_like_splits_are_splits_in_every_spelling(tmp_path, train, test, within):
+    tree = {f"{within}{train}/cat": 3, f"{within}{train}/dog": 2, f"{within}{test}/cat": 1, f"{within}{test}/dog": 1}
+    data = load_images(
+        as_pictures(tmp_path, tree | {f"{within}.ipynb_checkpoints": 0, f"{within}{train}/__MACOSX": 1})
+    )
+    assert (data.train["label"], data.label_names) == ([0] * 3 + [1] * 2, ["cat", "dog"])
+    assert data.test["label"] == [0, 1]
+
+
+def test_a_class_can_be_called_like_a_split(tmp_path):
+    data = load_images(as_pictures(tmp_path, {"car": 2, "plane": 1, "train": 3}))
+    assert (data.label_names, data.train["label"]) == (["car", "plane", "train"], [0, 0, 1, 2, 2, 2])
+    within = load_images(
+        as_pictures(tmp_path / "2", {"train/car": 2, "train/train": 3, "test/car": 1, "test/train": 1})
+    )
+    assert (within.label_names, within.train["label"], within.test["label"]) == (
+        ["car", "train"],
+        [0, 0, 1, 1, 1],
+        [0, 1],
+    )
+
+
+def test_a_split_without_folders_for_its_classes_is_left_out_with_a_word(tmp_path):
+    with pytest.warns(UserWarning, match="no folder for each class"):
+        data = load_images(as_pictures(tmp_path, {"train/cat": 2, "train/dog": 2, "test": 4}))
+    assert (len(data.train), data.test) == (4, None)
+
+
+def test_folders_that_cannot_be_told_apart_are_refused(tmp_path):
+    with pytest.raises(DataError, match="two are called like one split"):
+        load_images(as_pictures(tmp_path / "two", {"Train/cat": 1, "training/cat": 1}))
+    as_pictures(tmp_path / "table", {"Train/cat": 1, "Test/cat": 1})
+    (tmp_path / "table" / "Train" / "metadata.csv").write_text("file_name,label\ncat/0.png,3\n")
+    with pytest.raises(DataError, match="Write the folder's name in small letters"):
+        load_images(str(tmp_path / "table"))
+
+
+@pytest.mark.parametrize("split", TEST_SPLITS)
+def test_test_images_alone_are_not_taken_for_training_images(tmp_path, split):
+    with pytest.raises(DataError, match=f"has no `train` split, only '{split}'"):
+        load_images(saved(tmp_path, **{split: labelled([0, 1], NAMES)}))
+
+
+def test_the_words_of_splits_are_those_of_datasets():
+    assert {str(split): tuple(words) for split, words in SPLIT_KEYWORDS.items()} == SPLIT_WORDS
 
 
 def test_one_split_is_for_training_and_one_saved_alone_too(tmp_path):

@@ -14,6 +14,7 @@ from .. import embedded
 from ..errors import DataError, ForgetSetError, LabelError
 from .batches import Batch, image_batches
 from .columns import find_image_column, find_label_column
+from .folders import picture_files
 from .labels import class_names, erased_labels, match_labels, model_label_names, resolve_labels
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -192,9 +193,13 @@ def load_images(
         DataError: If there is no such data set, it has no training split, or its columns are not clear.
     """
     splits = _load_splits(name, revision)
+    # One split of another name is all there is, unless its name says that it is not for training.
     train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
-    if train_name not in splits:
-        raise DataError(f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}.")
+    if train_name not in splits or train_name in TEST_SPLITS:
+        raise DataError(
+            f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}. What is to be "
+            "forgotten is in the images that the model was trained on. If these are they, call the split `train`."
+        )
     train, test = splits[train_name], None
     if len(train) == 0:
         raise DataError(f"The `{train_name}` split of the data set {name!r} is empty.")
@@ -276,8 +281,12 @@ def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = load_from_disk(name)
+        elif folder.is_dir() and (files := picture_files(folder)) is not None:
+            loaded = load_dataset("imagefolder", data_files=files, drop_labels=False)
         else:
             loaded = load_dataset(name, revision=revision)
+    except DataError:
+        raise
     except Exception as error:  # `datasets` raises a dozen types of error, from every file format that it reads
         raise DataError(
             f"The data set {name!r} cannot be loaded: {type(error).__name__}: {str(error).rstrip('.')}. It should be "

@@ -168,8 +168,8 @@ class ESCModel(PreTrainedModel):
             if not stands_before(self.model.get_submodule(path)):
                 raise SiteError(
                     f"{path!r} of the {type(self.model).__name__} inside was replaced or wrapped, for example by an "
-                    "adapter. It would read features that are not projected. Train the weights of the head, or leave it "
-                    "out of the adapter's `target_modules`."
+                    "adapter. It would read features that are not projected. Train the weights of the head, or leave "
+                    "it out of the adapter's `target_modules`."
                 )
         for projection in self.projections:
             projection.thread.features = None
