@@ -39,7 +39,7 @@ class TinyModel:
         if self.model_class.startswith("Dinat"):
             use_natten_stand_in()
         if self.model_class.startswith("TimmWrapper"):
-            _skip_without(self.id)
+            _skip_without(self.config["architecture"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             config = getattr(transformers, self.config_class)(**self.config)
