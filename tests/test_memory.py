@@ -24,8 +24,16 @@ from .unlearning import learnt, pictures
 BATCH, D = 500, 8
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _only_what_comes_now():
+    """Leave what earlier tests have made out of the count, which some of it would disturb: garbage, fake tensors."""
+    gc.collect()
+    gc.freeze()
+
+
 def tensor_bytes() -> int:
-    """Bytes of all storages that a live tensor of this process holds."""
+    """Bytes of all storages that a live tensor holds."""
+    gc.collect()
     found = [entry for entry in gc.get_objects() if issubclass(type(entry), torch.Tensor)]
     storages = {storage.data_ptr(): storage.nbytes() for storage in (tensor.untyped_storage() for tensor in found)}
     return sum(storages.values())
