@@ -763,12 +763,6 @@ _TIMM_SETTINGS: dict[str, tuple[int, dict]] = {
 }
 
 
-def _timm(name: str) -> TinyModel:
-    size, model_args = _TIMM_SETTINGS[name]
-    config = {"num_labels": NUM_LABELS, "architecture": name, "model_args": model_args}
-    return TinyModel(name, "TimmWrapperForImageClassification", "TimmWrapperConfig", config, size)
-
-
 TIMM: tuple[str, ...] = tuple(_TIMM_SETTINGS)
 # Each at most some 0.3 s for building and a forward pass, and each with another kind of head.
 TIMM_FAST: tuple[str, ...] = (
