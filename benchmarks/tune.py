@@ -115,11 +115,12 @@ def tuning_file(model: str, fraction: float = 0.0) -> Path:
 
 def shorter(method: str, epochs: int | None) -> dict[str, Any]:
     """What makes a trial shorter than a run: fewer epochs, or a fifth of the images of Fisher forgetting."""
-    if epochs is None or not METHODS[method].uses_retain:
+    row = METHODS[method]
+    if epochs is None or not (row.uses_retain and row.edits_weights):
         return {}
     if method == "fisher":
         return {"num_images": 100}
-    own = next(field.default for field in fields(METHODS[method].load_arguments()) if field.name == "num_train_epochs")
+    own = next(field.default for field in fields(row.load_arguments()) if field.name == "num_train_epochs")
     return {"num_train_epochs": epochs} if own > max(epochs, LEAST_EPOCHS) else {}
 
 

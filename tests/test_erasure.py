@@ -234,7 +234,7 @@ def test_without_labels_none_are_recorded():
 def test_a_class_that_stays_does_not_hide_behind_a_larger_one_that_goes(resnet, fashion):
     trousers, bags = (fashion.select(fashion.train, [label]) for label in (TROUSER, BAG))
     both = datasets.concatenate_datasets([trousers.select(range(140)), bags.select(range(10))])
-    with pytest.warns(IncompleteErasureWarning, match=r"and 100.0% of those of class 'Bag'"):
+    with pytest.warns(IncompleteErasureWarning, match=r"gives 100.0% of those of class 'Bag'"):
         record = erase(resnet, both, rank=1).config.erasures[0]
     assert record["unchanged"] < 0.1
     assert record["unchanged_by_label"][1] == 1

@@ -172,7 +172,7 @@ def run(cases: dict[str, str], hub, folder: Path, **variables: str) -> dict[str,
 def test_our_metrics_are_found_by_name_and_nothing_is_asked_of_the_hub(hub, tmp_path, variables):
     hub.requests.clear()
     printed = run(OURS, hub, tmp_path, **variables)
-    kr, hm = "Knowledge retention: what a classifier", "How well a classifier has forgotten"
+    kr, hm = "Knowledge retention: the accuracies", "How well a classifier has forgotten"
     starts = {**dict.fromkeys(OURS, kr), "hm_score": hm}
     starts["two together"] = 'EvaluationModule(name: "hm_score"'
     starts["inspected"] = "The processing scripts for metric kr_score"

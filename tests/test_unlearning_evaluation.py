@@ -400,7 +400,7 @@ def test_a_reference_with_other_classes_is_refused(erased, data):
         ({"probes": ["paper", "svm"]}, ProbeError, r"no probe \['svm'\]. There are: paper, converged"),
         ({"forget_labels": [1], "forget_indices": [3]}, LabelError, "classes or rows .+ not both"),
         ({"forget_labels": []}, LabelError, "It does not say; name them"),
-        ({"forget_indices": []}, ForgetSetError, "one at least of the 600 training images"),
+        ({"forget_indices": []}, ForgetSetError, "name at least one of the 600 training images"),
         ({"forget_indices": [600]}, ForgetSetError, "no row 600: rows of the 600 training images go up to 599"),
         ({"forget_indices": [-1]}, ForgetSetError, "no row -1"),
         ({"forget_indices": [3, 3]}, ForgetSetError, "Row 3 is named more than once"),

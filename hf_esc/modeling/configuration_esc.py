@@ -85,7 +85,7 @@ def is_erased(model: Any) -> bool:
 
     The model type decides, not the class: code that travels with a checkpoint has an `ESCModel` of its own.
     """
-    return getattr(model, "config", model).model_type == ESCConfig.model_type
+    return getattr(getattr(model, "config", model), "model_type", None) == ESCConfig.model_type
 
 
 def _check_entries(sites: Any, factors: Any, erasures: Any) -> None:
