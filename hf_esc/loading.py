@@ -54,16 +54,20 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
             f"No image classifier can be loaded from {name!r}: {_first_line(error)} It should be `embedded`, a folder "
             "saved by `save_pretrained`, or an id on the Hub."
         ) from error
-    for problem, what in (
-        ("missing_keys", "has no weights for"),
-        ("mismatched_keys", "has weights of another shape for"),
-        ("unexpected_keys", "has weights that do not belong to it:"),
+    drawn = "What is missing would be drawn at random. It is no trained image classifier: fine-tune it first"
+    for problem, what, why in (
+        ("missing_keys", "has no weights for", drawn),
+        ("mismatched_keys", "has weights of another shape for", drawn),
+        (
+            "unexpected_keys",
+            "has weights that its model does not use:",
+            "With them it may answer otherwise. Save it anew",
+        ),
     ):
         if keys := sorted(str(key[0] if isinstance(key, tuple) else key) for key in info[problem]):
             raise ModelError(
-                f"{name!r} {what} {', '.join(keys[:4])} ({type(model).__name__}, {len(keys)} in all). What is missing "
-                "would be drawn at random. It is no trained image classifier: fine-tune it first, merge its adapters, "
-                "or name one that has its head."
+                f"{name!r} {what} {', '.join(keys[:4])} ({type(model).__name__}, {len(keys)} in all). {why}, "
+                "merge its adapters, or name one that has its head."
             )
     if not {"dtype", "torch_dtype", "quantization_config"} & set(kwargs):  # in another type, they have another one
         _check_edited(model, name)
@@ -77,7 +81,7 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
 
 def _check_edited(model: PreTrainedModel, name: str | Path) -> None:
     """Raise a [`CheckpointError`] where a ledger says that weights were edited, and these are others."""
-    recorded = edited_fingerprint(getattr(model.config, "erasures", []))
+    recorded = edited_fingerprint(getattr(model.config, "erasures", None) or [])
     if recorded is not None and weights_sha256(inner_classifier(model)) != recorded:
         raise CheckpointError(
             f"The ledger of {name!r} says that its weights were edited to forget, and these are others: their "

@@ -1,7 +1,10 @@
 """Writes a folder whole or not at all, so that a killed run leaves no folder that looks finished."""
 
+import errno
+import glob
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,9 +13,13 @@ from pathlib import Path
 
 from .errors import HfEscError, OutputError
 
-_WEIGHTS = {".safetensors", ".bin"}
-_INDICES = {"model.safetensors.index.json", "pytorch_model.bin.index.json"}
-_MODEL_FILES = {"config.json", "preprocessor_config.json", *_INDICES}
+# What a saved model consists of, by the names that transformers gives. All else in a folder is the user's.
+_WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
+# An evaluation is of the model that it was made with.
+_MODEL_FILES = {"config.json", "preprocessor_config.json", "evaluation.json"}
+# What a disk says. Other errors of the operating system, such as a lost connection, are not about the folder.
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR}
+_OF_DISK |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV}
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -83,11 +90,15 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
                     if not _of_model(item) and not (fresh / item.name).exists():
                         _link(item, fresh / item.name)
                 target.rename(old)
-            fresh.rename(target)  # fails if somebody made it since
+            if target.exists():
+                raise OutputError(f"Somebody else has made {folder} meanwhile. What was there before is in {old}.")
+            fresh.rename(target)
     finally:
-        if old.exists() and not target.exists():
+        placed = not fresh.exists()
+        if old.exists() and not placed and not target.exists():
             old.rename(target)
-        shutil.rmtree(hidden, ignore_errors=True)
+        # What was there stays where it is if there is no place to put it back to.
+        shutil.rmtree(hidden if placed or not old.exists() else fresh, ignore_errors=True)
 
 
 @contextmanager
@@ -109,7 +120,7 @@ def write_into(folder: Path) -> Iterator[Path]:
             fresh = sorted(hidden.iterdir(), key=lambda item: item.name == "config.json")
             (folder / "config.json").unlink(missing_ok=True)
             for stale in folder.iterdir():
-                if stale.is_file() and (stale.suffix in _WEIGHTS or stale.name in _INDICES):
+                if _WEIGHTS.fullmatch(stale.name) or stale.name == "evaluation.json":
                     stale.unlink()
             for item in fresh:
                 os.replace(item, folder / item.name)
@@ -126,7 +137,8 @@ def _reported(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # safetensors has an error of its own for a full disk, which is not the file system's.
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+        of_disk = isinstance(error, OSError) and error.errno in _OF_DISK
+        if not of_disk and type(error).__name__ != "SafetensorError":
             raise
         raise OutputError(
             f"The output {folder} cannot be written: {error}. Nothing of it is there. Mend the cause, or name another "
@@ -135,7 +147,7 @@ def _reported(folder: Path) -> Iterator[None]:
 
 
 def _of_model(item: Path) -> bool:
-    return item.name in _MODEL_FILES or item.suffix in _WEIGHTS
+    return item.name in _MODEL_FILES or _WEIGHTS.fullmatch(item.name) is not None
 
 
 def _link(item: Path, to: Path) -> None:
@@ -167,9 +179,10 @@ def _hidden_prefix(target: Path) -> str:
 
 def _restore(folder: Path) -> None:
     """Put an old folder back that a run was about to replace when it was killed."""
-    if folder.exists() or folder.is_symlink() or not folder.parent.is_dir():
+    target = folder.resolve()  # a link stays, and what it points to may be gone
+    if target.exists() or not target.parent.is_dir():
         return
-    for old in folder.parent.glob(f"{_hidden_prefix(folder)}*/old"):
-        old.rename(folder)
+    for old in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}*/old"):
+        old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)
         return

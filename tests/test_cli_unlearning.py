@@ -14,6 +14,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, Re
 
 from hf_esc.cli.report import _is_back
 from hf_esc.data import load_images
+from hf_esc.ledger.record import not_gone
 from hf_esc.loading import load_classifier, load_processor
 from hf_esc.methods import METHODS as TABLE
 from hf_esc.modeling.fingerprints import weights_sha256
@@ -186,6 +187,9 @@ def test_a_class_that_comes_back_is_said(hf_esc, silent, few, tmp_path, monkeypa
     code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "back", "--json")
     result = json.loads(out)
     assert (result["brought_back"], result["complete"]) == (["Trouser"], False)
+    # The ledger knows, so that a push is refused.
+    assert ledger(tmp_path / "back")[-1]["brought_back"] == ["Trouser"]
+    assert not_gone(ledger(tmp_path / "back")) == ["Trouser"]
     after = result["earlier"]["Trouser"]["after"]
     assert after["forget_train"] > 90
     # `train` says the same; without evaluation nothing is known.
@@ -193,6 +197,7 @@ def test_a_class_that_comes_back_is_said(hf_esc, silent, few, tmp_path, monkeypa
     code, out, err = hf_esc("train", *settings, *wish, "--json", "True")
     assert code == 3, err
     assert json.loads(out)["brought_back"] == ["Trouser"]
+    assert ledger(tmp_path / "run")[-1]["brought_back"] == ["Trouser"]
     code, out, _ = hf_esc("erase", silent, *arguments, "--output", tmp_path / "back", "--json", "--no-evaluate")
     assert (json.loads(out)["earlier"], json.loads(out)["brought_back"]) == (None, None)
 

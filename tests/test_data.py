@@ -13,7 +13,7 @@ from hf_esc.data import image_batches, load_images
 from hf_esc.data.batches import ready_batches
 from hf_esc.data.columns import find_image_column, find_label_column
 from hf_esc.data.folders import SPLIT_WORDS
-from hf_esc.data.image_data import TEST_SPLITS
+from hf_esc.data.image_data import TEST_SPLITS, load_pictures
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
 
 from .pictures import encoded, labelled, picture
@@ -162,9 +162,29 @@ def test_a_split_without_folders_for_its_classes_is_left_out_with_a_word(tmp_pat
     assert (len(data.train), data.test) == (4, None)
 
 
-def test_folders_that_cannot_be_told_apart_are_refused(tmp_path):
-    with pytest.raises(DataError, match="two are called like one split"):
-        load_images(as_pictures(tmp_path / "two", {"Train/cat": 1, "training/cat": 1}))
+def test_pictures_without_labels_are_in_their_splits(tmp_path):
+    root = as_pictures(tmp_path, {"train": 3, "test": 2, "eval": 1})
+    assert len(load_pictures(root)) == 3
+    with pytest.raises(DataError, match="No column that holds labels"):
+        load_images(root)
+
+
+def test_what_lies_beside_pictures_changes_nothing(tmp_path):
+    root = as_pictures(tmp_path, {"Car": 2, "Plane": 1, "Train": 3})
+    (tmp_path / "README.txt").write_text("pictures")
+    (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
+    assert load_images(root).label_names == ["Car", "Plane", "Train"]
+
+
+def test_folders_of_tables_are_left_to_datasets(tmp_path):
+    for split, rows in (("train", [0, 1, 2]), ("test", [1])):
+        (tmp_path / split / "part-0").mkdir(parents=True)
+        labelled(rows, NAMES).to_parquet(tmp_path / split / "part-0" / "0.parquet")
+    data = load_images(str(tmp_path))
+    assert (len(data.train), len(data.test)) == (3, 1)
+
+
+def test_folders_that_datasets_would_take_for_training_are_refused(tmp_path):
     as_pictures(tmp_path / "table", {"Train/cat": 1, "Test/cat": 1})
     (tmp_path / "table" / "Train" / "metadata.csv").write_text("file_name,label\ncat/0.png,3\n")
     with pytest.raises(DataError, match="Write the folder's name in small letters"):

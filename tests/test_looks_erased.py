@@ -27,7 +27,7 @@ from hf_esc.errors import (
 )
 from hf_esc.features.sites import SiteGroup
 from hf_esc.hub.push import push
-from hf_esc.ledger.record import is_complete
+from hf_esc.ledger.record import is_complete, not_gone
 
 from .pictures import NAMES, labelled
 from .tiny import batches, images, quietly, tiny
@@ -258,6 +258,45 @@ def test_an_incomplete_erasure_is_exit_code_3_and_is_not_pushed_unless_that_is_a
     assert "The erasure of Trouser, Bag is incomplete" in " ".join(err.split())
     with pytest.raises(HubError, match="Trouser, Bag is incomplete"):
         ESCModel.from_pretrained(tmp_path).push_to_hub("me/incomplete")
+
+
+def record(labels, after, **more) -> dict:
+    return {"kind": "in_front", "labels": labels, "right_before": 0.9, "unchanged": max(after)} | {
+        "right_after_by_label": after,
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ledger", "left"),
+    [
+        ([record(["cat"], [0.5])], ["cat"]),
+        # The newest record about a class decides.
+        ([record(["cat"], [0.5]), record(["cat"], [0.0])], []),
+        ([record(["cat"], [0.5]), record(["dog"], [0.0])], ["cat"]),
+        ([record(["cat", "dog"], [0.0, 0.5]), record(["dog"], [0.0])], ["cat"]),
+        # One that could see nothing leaves it to the one before.
+        ([record(["cat"], [0.0]), record(["cat"], [0.0], right_before=0.0)], []),
+        ([record(["cat"], [0.5]), record(["cat"], [0.0], right_before=0.0)], ["cat"]),
+        ([record(["cat"], [0.0], right_before=0.0)], ["cat"]),
+        # What came back is there, until it is erased again.
+        ([record(["cat"], [0.0]), record(["dog"], [0.0], brought_back=["cat"])], ["cat"]),
+        ([record(["cat"], [0.0]), record(["dog"], [0.0], brought_back=["cat"]), record(["cat"], [0.0])], []),
+        # A class that stays does not hide behind others, whatever the tolerance for all of them.
+        ([record([*"abcdefghij"], [0.0] * 9 + [1.0], tolerance=0.1, unchanged=0.1)], [*"abcdefghij"]),
+        ([record(["cat"], [0.0], scenario="images")], []),
+        ([record(["cat"], [0.3], tolerance=0.3)], []),
+    ],
+)
+def test_what_the_ledger_as_a_whole_says_is_not_gone(ledger, left):
+    assert not_gone(ledger) == left
+
+
+def test_the_trainer_pushes_nothing_from_which_the_class_is_not_gone():
+    trainer = trained("delete", learning_rate=1e-9, num_train_epochs=1)
+    assert is_complete(trainer.result.config.erasures[-1]) is False
+    with pytest.raises(HubError, match="incomplete"):
+        trainer.push_to_hub()
 
 
 class Adapter(nn.Module):

@@ -32,6 +32,35 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("write", [lambda folder: write_folder(folder, overwrite=True), write_into])
+def test_files_that_no_model_consists_of_are_the_users(tmp_path, write):
+    target = tmp_path / "model"
+    model_in(target)
+    mine = ["my-sae.safetensors", "features.bin", "model-notes.bin", "adapter_model.safetensors", "pytorch_model.txt"]
+    stale = [
+        "pytorch_model.bin",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "evaluation.json",
+    ]
+    for name in mine + stale:
+        (target / name).write_text(name)
+    with write(target) as folder:
+        model_in(folder, "new")
+        (folder / "notes.txt").unlink()
+    assert {path.name for path in target.iterdir()} == {*mine, "config.json", "model.safetensors", "notes.txt"}
+
+
+def test_an_error_that_is_not_of_the_disk_is_what_it_is(tmp_path):
+    def lost() -> None:
+        with write_folder(tmp_path / "model", overwrite=False):
+            raise ConnectionError("the Hub is gone")
+
+    with pytest.raises(ConnectionError, match="the Hub is gone"):
+        lost()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_made_is_said_before_the_work(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file" / "model", tmp_path / "file" / "a" / "model"):
@@ -98,14 +127,38 @@ def test_an_interruption_at_any_step_of_the_replacement_leaves_one_whole_model(t
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_old_folder_of_a_run_that_was_killed_between_the_two_moves_comes_back(tmp_path):
-    target = tmp_path / "model"
-    model_in(tmp_path / ".model.unfinished-x" / "old")
-    (tmp_path / ".model.unfinished-x" / "new").mkdir()
+@pytest.mark.parametrize("name", ["model", "m[1]", "link"])
+def test_the_old_folder_of_a_run_that_was_killed_between_the_two_moves_comes_back(tmp_path, name):
+    target = tmp_path / name
+    if name == "link":
+        target.symlink_to("model")
+    hidden = tmp_path / f".{'model' if name == 'link' else name}.unfinished-x"
+    model_in(hidden / "old")
+    (hidden / "new").mkdir()
     with pytest.raises(OutputError, match="not empty"):
         check_output(target, overwrite=False)
     assert which(target) == "old"
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert not hidden.exists()
+
+
+def test_if_somebody_takes_the_place_the_old_folder_stays_and_is_named(tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    model_in(target)
+    rename = Path.rename
+
+    def taken(self, to):
+        rename(self, to)
+        model_in(target, "of somebody else")
+
+    def replace() -> None:
+        with write_folder(target, overwrite=True) as folder:
+            model_in(folder, "new")
+            monkeypatch.setattr(Path, "rename", taken)
+
+    with pytest.raises(OutputError, match="What was there before is in") as error:
+        replace()
+    assert which(target) == "of somebody else"
+    assert which(Path(str(error.value).rpartition(" is in ")[2].rstrip("."))) == "old"
 
 
 def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path):

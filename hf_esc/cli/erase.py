@@ -13,7 +13,7 @@ from . import options
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import MethodName, help_text, listed, refuse_foreign
-from .report import end, print_erasure
+from .report import end, note_brought_back, print_erasure
 from .request import Wish, read_rows, retain_set
 
 _LEARN_FROM_RETAIN = [method for method in METHODS.values() if method.uses_retain and method.edits_weights]
@@ -172,6 +172,7 @@ def erase(
             measured = (original, reloaded, request, processor, batch_size, num_workers)
             before, after = before_and_after(*measured)
             earlier = forgotten_earlier(*measured)
+            note_brought_back(folder, reloaded.config, earlier)
             clock.lap("evaluate")
 
     complete = print_erasure(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -128,6 +129,16 @@ def end(complete: bool | None, *, allow_incomplete: bool) -> None:
     """End a command with exit code 3 where what was to be forgotten is not gone, unless that is allowed."""
     if complete is False and not allow_incomplete:
         raise typer.Exit(3)
+
+
+def note_brought_back(folder: Path, config: Any, earlier: Mapping[str, Any] | None) -> None:
+    """Write into the ledger of a saved model which earlier classes the last erasure has brought back."""
+    if back := [name for name, columns in (earlier or {}).items() if columns and _is_back(columns)]:
+        config.erasures[-1]["brought_back"] = back
+        file = folder / "config.json"
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        saved["erasures"][-1]["brought_back"] = back
+        file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _complete(record: Mapping[str, Any], back: Sequence[str], unseen: Sequence[str]) -> bool | None:

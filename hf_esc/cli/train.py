@@ -11,7 +11,7 @@ from ..methods import METHODS
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
-from .report import end, print_erasure
+from .report import end, note_brought_back, print_erasure
 from .request import Wish, read_rows, retain_set
 from .words import value_of
 
@@ -124,6 +124,7 @@ def train(context: typer.Context) -> None:
         measured = (original, erased, request, processor, 64, training.dataloader_num_workers)
         before, after = before_and_after(*measured)
         earlier = forgotten_earlier(*measured)
+        note_brought_back(output, erased.config, earlier)
         clock.lap("evaluate")
     complete = print_erasure(
         arguments.model,

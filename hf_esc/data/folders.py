@@ -2,6 +2,7 @@
 
 import glob
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError, warn
 
@@ -13,49 +14,60 @@ SPLIT_WORDS = {
 }
 _SPLITS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 # Files that say by themselves what is in a folder. `datasets` reads them.
-_TABLES = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar", ".zip", ".gz", ".xml", ".txt"}
+_TABLES = {".parquet", ".arrow", ".tar"}
 
 
-def picture_files(folder: Path) -> dict[str, list[str]] | None:
+def how_to_load(folder: Path) -> dict[str, Any] | None:
     """
-    The patterns of the pictures of each split, for `load_dataset("imagefolder", data_files=…)`.
+    The arguments of `load_dataset("imagefolder", …)` for a folder: the pictures of each split, with labels or not.
 
     `datasets` knows a split by a folder's name in small letters alone. It takes the pictures in `Training/` and
     `Testing/` for one split, and a class called `train` for a split. Here a folder called by any of its words, in any
-    spelling, is a split if it holds a folder for each class. If no such folder does, all are classes.
+    spelling, is a split if it holds a folder for each class. If none does, and there are others, all are classes.
 
     Returns:
-        `dict` of patterns by split, or None where `datasets` decides: no folder is called like a split, or files such
-        as `metadata.csv` say what is in them.
+        `dict` of arguments, or None where `datasets` decides: no folder is called like a split, or files such
+        as `metadata.csv` or `*.parquet` say what is in them.
 
     Raises:
-        DataError: If two folders are called like one split, or one with a capital holds something else than folders
-            of pictures, which `datasets` would take for training images.
+        DataError: If `datasets` decides, and would take folders called like splits for training images.
     """
-    inside = _folders(folder)
+    inside, passed = _folders(folder), [folder]
     while len(inside) == 1 and _split_of(inside[0]) is None:  # an archive that was unpacked into a folder of its own
         inside = _folders(folder := inside[0])
+        passed.append(folder)
     named = {path: split for path in inside if (split := _split_of(path)) is not None}
     if not named:
         return None
-    if any(path.suffix.lower() in _TABLES for parent in (folder, *named) for path in parent.iterdir()):
-        if strange := [path.name for path in named if path.name not in _SPLITS]:
+    with_classes = {path: split for path, split in named.items() if _folders(path)}
+    looked_at = [*passed, *named, *(inner for path in with_classes for inner in _folders(path))]
+    if any(_is_table(path) for parent in looked_at for path in parent.iterdir()):
+        strange = [path.name for path in named if path.name not in _SPLITS]
+        if strange and (len(named) > 1 or len(named) == len(inside)):
             raise DataError(
                 f"{folder} holds {', '.join(strange)}. In this spelling it is not taken for a split, and test images "
                 "would be taken for training images. Write the folder's name in small letters."
             )
         return None
-    with_classes = {path: split for path, split in named.items() if _folders(path)}
     if not with_classes:
-        return {"train": [_pattern(path) for path in inside]}
-    if len(set(with_classes.values())) < len(with_classes):
-        raise DataError(
-            f"{folder} holds {', '.join(path.name for path in with_classes)}, of which two are called like one split. "
-            "Rename one of them."
-        )
+        if len(named) < len(inside):
+            # A class is called like a split.
+            return {"data_files": {"train": [_pattern(path) for path in inside]}, "drop_labels": False}
+        return {"data_files": _by_split({path: [path] for path in named}, named), "drop_labels": True}
     for path in named.keys() - with_classes.keys():
         warn(f"{path} holds no folder for each class. Its images have no labels and are left out.")
-    return {split: [_pattern(path / inner.name) for inner in _folders(path)] for path, split in with_classes.items()}
+    return {"data_files": _by_split({path: _folders(path) for path in with_classes}, named), "drop_labels": False}
+
+
+def _by_split(folders: dict[Path, list[Path]], splits: dict[Path, str]) -> dict[str, list[str]]:
+    patterns: dict[str, list[str]] = {}
+    for path, inner in folders.items():
+        patterns.setdefault(splits[path], []).extend(map(_pattern, inner))
+    return patterns
+
+
+def _is_table(path: Path) -> bool:
+    return path.suffix.lower() in _TABLES or path.stem == "metadata"
 
 
 def _folders(folder: Path) -> list[Path]:

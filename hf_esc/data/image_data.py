@@ -14,7 +14,7 @@ from .. import embedded
 from ..errors import DataError, ForgetSetError, LabelError
 from .batches import Batch, image_batches
 from .columns import find_image_column, find_label_column
-from .folders import picture_files
+from .folders import how_to_load
 from .labels import class_names, erased_labels, match_labels, model_label_names, resolve_labels
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -281,8 +281,8 @@ def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = load_from_disk(name)
-        elif folder.is_dir() and (files := picture_files(folder)) is not None:
-            loaded = load_dataset("imagefolder", data_files=files, drop_labels=False)
+        elif folder.is_dir() and (arguments := how_to_load(folder)) is not None:
+            loaded = load_dataset("imagefolder", **arguments)
         else:
             loaded = load_dataset(name, revision=revision)
     except DataError:

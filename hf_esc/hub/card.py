@@ -17,7 +17,7 @@ from ..errors import HubError
 from ..evaluation.markdown import escaped
 from ..evaluation.report import UnlearningReport
 from ..evaluation.report_text import eval_results, markdown
-from ..ledger.record import MOST_UNCHANGED, edits_weights, is_complete
+from ..ledger.record import MOST_UNCHANGED, edits_weights, not_gone
 from ..methods import METHODS
 from ..modeling.configuration_esc import is_erased
 from ..modeling.projection import FACTORS
@@ -32,7 +32,7 @@ TAGS = ["machine-unlearning", "concept-erasure", "esc"]
 _NO_SETTINGS = {"method", "kind", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label"}
 _NO_SETTINGS |= {"right_after_by_label"}
 _NO_SETTINGS |= {"right_before", "unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
-_NO_SETTINGS |= {"complete", "weights_sha256", "projection_sha256"}
+_NO_SETTINGS |= {"brought_back", "complete", "weights_sha256", "projection_sha256"}
 
 
 def write_card(model: PreTrainedModel, folder: Path, **options) -> None:
@@ -194,7 +194,7 @@ def _section(
         accuracies={escaped(name): f"{value:.1f}" for name, value in (accuracies or {}).items()},
         redacted=redacted,
         untouched=untouched,
-        incomplete=_incomplete(config, report),
+        incomplete=incomplete(config, report),
         basis=any(FACTORS[factor["type"]].linear for factors in getattr(config, "factors", ()) for factor in factors),
         bound=_bound(report),
         bank=sum(record.get("bank_size") or 0 for record in ledger),
@@ -203,9 +203,9 @@ def _section(
     )
 
 
-def _incomplete(config: Any, report: UnlearningReport | None) -> bool:
+def incomplete(config: Any, report: UnlearningReport | None) -> bool:
     """Whether the head still says a forgotten class to more images than an erasure should leave."""
-    if any(is_complete(record) is False for record in config.erasures):
+    if not_gone(config.erasures):
         return True
     left: list[float] = []
     if report is not None:

@@ -20,12 +20,12 @@ from transformers.utils import logging
 from ..data.model_batches import processor_at_hand
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
-from ..ledger.record import edits_weights, is_complete
+from ..ledger.record import edits_weights, refuse_incomplete
 from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import inner_classifier
-from .card import card_text
+from .card import card_text, incomplete
 from .redaction import redacted_config, redacted_report, refuse_forgotten_names, refuse_in_files
 
 EVALUATION, FIGURE = "evaluation.json", "figures/retention.png"
@@ -92,15 +92,11 @@ def push(
     erased: Any = model
     if is_erased(model):
         erased.check_projections()
-    ledger = getattr(model.config, "erasures", [])
+    ledger = getattr(model.config, "erasures", None) or []
     if not ledger:
         raise HubError(f"This {type(model).__name__} has no ledger of erasures: nothing was forgotten.")
-    if not allow_incomplete and (left := [record for record in ledger if is_complete(record) is False]):
-        names = ", ".join(str(name) for record in left for name in record.get("labels") or ["images without labels"])
-        raise HubError(
-            f"The erasure of {names} is incomplete: the head still gives it to forget images. Erase more (another "
-            "rank or method), or pass `allow_incomplete` to publish it as it is."
-        )
+    if not allow_incomplete:
+        refuse_incomplete(ledger, report.forget if report is not None and incomplete(model.config, report) else ())
     weights = weights_sha256(inner_classifier(model))
     if edited_fingerprint(ledger) not in (None, weights):
         raise HubError(

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from ..data.labels import erased_labels, model_label_names
-from ..errors import IncompleteErasureWarning, LabelError, warn
+from ..errors import HubError, IncompleteErasureWarning, LabelError, warn
 from ..loading import hub_origin
 from ..methods import IN_FRONT as IN_FRONT  # the kinds, for those who write records
 from ..methods import WEIGHTS as WEIGHTS
@@ -101,8 +101,9 @@ def is_complete(record: Mapping[str, Any]) -> bool | None:
     Whether an erasure is complete, by what its record says of the head's answers. Nothing else decides that.
 
     It is complete if the head gives no label to more than 10 % of its forget images, whatever it gave them before. A
-    training in front of the head has a tolerance of its own, and is complete if no larger fraction of all is right. An
-    erasure is not complete if the head was wrong about nearly all forget images before: then nothing can be seen.
+    training in front of the head has a tolerance of its own: no larger fraction of all may be right, and of no label
+    may more be right than that or 10 %. An erasure is not complete if the head was wrong about nearly all forget
+    images before: then nothing can be seen.
 
     None if nothing tells: the predictions could not be compared, or single images were forgotten, whose classes stay.
     """
@@ -111,11 +112,39 @@ def is_complete(record: Mapping[str, Any]) -> bool | None:
         return None
     if right_before is not None and right_before < MOST_UNCHANGED:
         return False
-    if not edits_weights(record) and record.get("tolerance") is not None:
-        return unchanged <= record["tolerance"] + 1e-9
     # Records that were written before there was `right_after` have the other.
     left = record.get("right_after_by_label") or record.get("unchanged_by_label") or [unchanged]
+    if not edits_weights(record) and record.get("tolerance") is not None:
+        return unchanged <= record["tolerance"] + 1e-9 and max(left) <= max(record["tolerance"], MOST_UNCHANGED) + 1e-9
     return max(left) <= MOST_UNCHANGED
+
+
+def not_gone(ledger: Iterable[Mapping[str, Any]]) -> list[str]:
+    """
+    The names of what was erased and is not gone.
+
+    The newest record about a class decides. One that could see nothing, as an earlier one had erased the class, leaves
+    that to the earlier one. What a record has `brought_back` is there again until a later one erases it.
+    """
+    gone: dict[str, bool] = {}
+    for record in ledger:
+        complete = is_complete(record)
+        right_before = record.get("right_before")
+        nothing_seen = right_before is not None and right_before < MOST_UNCHANGED
+        for name in map(str, record.get("labels") or ["images without labels"]):
+            if complete is not None and not (nothing_seen and gone.get(name)):
+                gone[name] = complete
+        gone |= dict.fromkeys(record.get("brought_back") or (), False)
+    return [name for name, is_gone in gone.items() if not is_gone]
+
+
+def refuse_incomplete(ledger: Iterable[Mapping[str, Any]], others: Iterable[Any] = ()) -> None:
+    """Raise a [`HubError`] where something that was erased is not gone; `others` are there by an evaluation."""
+    if left := not_gone(ledger) or list(map(str, others)):
+        raise HubError(
+            f"The erasure of {', '.join(left)} is incomplete: the head still gives it to forget images. Erase more "
+            "(another rank or method), or pass `allow_incomplete` to publish it as it is."
+        )
 
 
 def warn_if_incomplete(config, record: Mapping[str, Any], what: str, *, advice: str, unseen: str = "") -> None:

@@ -14,7 +14,7 @@ from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_s
 from transformers.trainer_utils import TrainOutput
 
 from ..errors import ForgetSetError, ModelError
-from ..ledger.record import Unchanged, ledger_record
+from ..ledger.record import Unchanged, ledger_record, refuse_incomplete
 from ..saving import write_into
 from .checkpoints import last_checkpoint
 from .epochs import as_it_is
@@ -246,6 +246,17 @@ class ForgettingTrainer(SafetensorsTrainer):
         self._finished()
         with write_into(Path(output_dir or self.args.output_dir or ".")) as folder:
             self._save_result(folder, state_dict)
+
+    def push_to_hub(self, *args, allow_incomplete: bool = False, **kwargs):
+        """
+        As in `Trainer`, but for a model from which the class is not gone: that needs `allow_incomplete`.
+
+        Raises:
+            HubError: If the erasure is incomplete.
+        """
+        if not allow_incomplete:
+            refuse_incomplete(self._finished().config.erasures)
+        return super().push_to_hub(*args, **kwargs)
 
     def _save_result(self, folder: Path, state_dict: dict | None) -> None:
         """Write the result of the training to a folder."""
