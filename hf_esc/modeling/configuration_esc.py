@@ -30,7 +30,8 @@ class ESCConfig(PretrainedConfig):
               `unchanged_of`; if weights were edited, the fraction that is still classified right;
               `unchanged_by_label`: the same for each label;
             - `right_before`: the fraction that was classified right before; `right_after_by_label`: for each label the
-              fraction that the head gives it after the erasure;
+              fraction that the head gives it after the erasure; `complete`: whether that is little enough (None if
+              nothing tells); `brought_back`: names of earlier classes that the head says again since this erasure;
             - `projection_sha256`: fingerprint of all projections after the erasure;
             - `base_sha256`: fingerprint of the wrapped classifier; if weights were edited, of the weights before,
               and `weights_sha256` of the weights after;
