@@ -21,6 +21,7 @@ from hf_esc.hub.redaction import (
     refuse_in_files,
     refuse_names,
 )
+from hf_esc.ledger.record import not_gone
 
 from .hub import card_errors
 from .pictures import labelled, picture
@@ -147,6 +148,15 @@ def test_of_two_erasures_no_name_is_left():
     card = card_text(config, report=report, redacted=True)
     assert "fish" not in card
     assert not named(card.encode())
+
+
+def test_the_name_of_a_class_that_came_back_is_taken_out_too():
+    both = quietly(erased_vit(names=NAMES), forget_set(3), rank=1)
+    both.config.erasures[-1]["brought_back"] = [NAMES[1]]
+    config = redacted_config(both.config)
+    assert config.erasures[-1]["brought_back"] == ["redacted-1"]
+    assert not_gone(config.erasures)[0] == "redacted-1"
+    assert redacted_config(config).to_dict() == config.to_dict()
 
 
 def test_redacted_again_is_the_same():

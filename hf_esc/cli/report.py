@@ -138,7 +138,9 @@ def note_brought_back(folder: Path, config: Any, earlier: Mapping[str, Any] | No
         file = folder / "config.json"
         saved = json.loads(file.read_text(encoding="utf-8"))
         saved["erasures"][-1]["brought_back"] = back
-        file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        fresh = folder / ".config.json.unfinished"  # an error in the middle leaves the old ledger
+        fresh.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        fresh.replace(file)
 
 
 def _complete(record: Mapping[str, Any], back: Sequence[str], unseen: Sequence[str]) -> bool | None:

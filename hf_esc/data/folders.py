@@ -67,7 +67,7 @@ def _by_split(folders: dict[Path, list[Path]], splits: dict[Path, str]) -> dict[
 
 
 def _is_table(path: Path) -> bool:
-    return path.suffix.lower() in _TABLES or path.stem == "metadata"
+    return (path.suffix.lower() in _TABLES or path.stem == "metadata") and path.is_file()
 
 
 def _folders(folder: Path) -> list[Path]:

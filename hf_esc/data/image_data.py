@@ -197,8 +197,8 @@ def load_images(
     train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
     if train_name not in splits or train_name in TEST_SPLITS:
         raise DataError(
-            f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}. What is to be "
-            "forgotten is in the images that the model was trained on. If these are they, call the split `train`."
+            f"The data set {name!r} has no `train` split, only {', '.join(map(repr, splits))}. hf_esc "
+            "forgets images that the model was trained on. If these are such images, call their split `train`."
         )
     train, test = splits[train_name], None
     if len(train) == 0:

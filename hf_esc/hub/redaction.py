@@ -30,9 +30,12 @@ def redacted_config(config: Any) -> Any:
         if part.id2label:
             part.id2label = {i: redacted_name(i) if i in gone else name for i, name in part.id2label.items()}
             part.label2id = {name: i for i, name in part.id2label.items()}
+    names = {str(name): redacted_name(i) for i, name in (config.id2label or {}).items() if i in gone}
     for record in copied.erasures:
         if record.get("label_ids"):
             record["labels"] = [redacted_name(label) for label in record["label_ids"]]
+        if record.get("brought_back"):
+            record["brought_back"] = [names.get(name, name) for name in record["brought_back"]]
     refuse_forgotten_names(config, copied.to_dict(), "config.json")
     return copied
 

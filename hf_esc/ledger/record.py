@@ -142,8 +142,8 @@ def refuse_incomplete(ledger: Iterable[Mapping[str, Any]], others: Iterable[Any]
     """Raise a [`HubError`] where something that was erased is not gone; `others` are there by an evaluation."""
     if left := not_gone(ledger) or list(map(str, others)):
         raise HubError(
-            f"The erasure of {', '.join(left)} is incomplete: the head still gives it to forget images. Erase more "
-            "(another rank or method), or pass `allow_incomplete` to publish it as it is."
+            f"The erasure of {', '.join(left)} is incomplete, or nothing shows that it worked. Erase more (another "
+            "rank or method), or pass `allow_incomplete` to publish the model as it is."
         )
 
 
