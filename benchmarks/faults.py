@@ -161,17 +161,23 @@ class Faults:
                 if number % 2:  # at a moment
                     fresh = number == 13
                     moment = draw.random()
-                    yield name, lambda s=scenario, m=moment, i=interrupts, f=fresh: self.bench.disturbed(
-                        s,
-                        # An interpreter of its own takes seconds for its imports.
-                        kill_after=m * self.bench.reference(s)["seconds"] + (9.0 if f else 0.0),
-                        signal=2 if i else 9,
-                        **({"fresh": True} if f else {}),
+                    yield (
+                        name,
+                        lambda s=scenario, m=moment, i=interrupts, f=fresh: self.bench.disturbed(
+                            s,
+                            # An interpreter of its own takes seconds for its imports.
+                            kill_after=m * self.bench.reference(s)["seconds"] + (9.0 if f else 0.0),
+                            signal=2 if i else 9,
+                            **({"fresh": True} if f else {}),
+                        ),
                     )
                 else:  # at a step of writing
                     share, action = draw.random(), "interrupt" if number % 8 == 6 else "kill"
-                    yield name, lambda s=scenario, p=share, a=action: self.bench.disturbed(
-                        s, hook={"at": int(p * self.bench.reference(s)["steps"]), "action": a}
+                    yield (
+                        name,
+                        lambda s=scenario, p=share, a=action: self.bench.disturbed(
+                            s, hook={"at": int(p * self.bench.reference(s)["steps"]), "action": a}
+                        ),
                     )
 
     def _errors(self) -> Iterator[tuple[str, Any]]:
@@ -182,8 +188,9 @@ class Faults:
                 for action in ("error", "full"):
                     name = f"{scenario.name}/{action} at {at}"
                     if self.chosen(name):
-                        yield name, lambda s=scenario, i=at, a=action: self.bench.disturbed(
-                            s, hook={"at": i, "action": a}
+                        yield (
+                            name,
+                            lambda s=scenario, i=at, a=action: self.bench.disturbed(s, hook={"at": i, "action": a}),
                         )
 
     def _full(self) -> Iterator[tuple[str, Any]]:
@@ -205,8 +212,11 @@ class Faults:
             for number in range(6):
                 if self.chosen(name := f"{title}/{number}"):
                     share = random.Random(f"{self.seed}/{name}").random() / 2 if number else 0.0
-                    yield name, lambda s=scenario, o=other, p=share: self.bench.together(
-                        list(s.words), o, s.before, p * self.bench.reference(s)["seconds"]
+                    yield (
+                        name,
+                        lambda s=scenario, o=other, p=share: self.bench.together(
+                            list(s.words), o, s.before, p * self.bench.reference(s)["seconds"]
+                        ),
                     )
 
     def _checkpoints(self) -> Iterator[tuple[str, Any]]:
@@ -238,7 +248,9 @@ class Faults:
         base = {"folders": str(folders), "images": images, "forget": 1}
         if not self.whole:
             for folder in sorted(folders.iterdir()):
-                [seen] = self.server.request([self.bench.job([], self.work) | base | {"do": "look", "folder": str(folder)}])
+                [seen] = self.server.request(
+                    [self.bench.job([], self.work) | base | {"do": "look", "folder": str(folder)}]
+                )
                 self.whole[folder.name] = json.loads(seen["out"])
                 if self.whole[folder.name]["verify"]["code"]:
                     raise SystemExit(f"{folder.name} is not whole: {self.whole[folder.name]}")
@@ -254,7 +266,10 @@ class Faults:
             if len(lines) < len(left[:40]):
                 name, case = left[len(lines)]
                 says = f"ends the process: {ended['signal'] or ended['code']}"
-                yield name, {"came to": "ends the process", "broken": [says], "case": case, "says": ended["err"][-400:]}
+                yield (
+                    name,
+                    {"came to": "ends the process", "broken": [says], "case": case, "says": ended["err"][-400:]},
+                )
                 lines.append({})
             left = left[len(lines) :]
 
@@ -271,7 +286,9 @@ def summary(cases: dict[str, dict[str, dict]]) -> dict[str, Any]:
             part["came to"][result.get("came to") or result.get("left") or str(result["ended"])] += 1
         reasons = Counter(reason for result in results.values() for reason in result["broken"])
         found[group] = {
-            "parts": {name: {**part, "came to": dict(sorted(part["came to"].items()))} for name, part in parts.items()},
+            "parts": {
+                name: {**part, "came to": dict(sorted(part["came to"].items()))} for name, part in parts.items()
+            },
             "reasons": dict(reasons.most_common()),
             "broken": {name: _short(result) for name, result in results.items() if result["broken"]},
         }
@@ -288,7 +305,9 @@ def run(faults: Faults, cases: dict[str, dict[str, dict]], keep: Any, groups: li
         there = cases.setdefault("damage", {})
         wanted = []
         for number, case in enumerate(faults_damage.damages(faults.work / "folders", faults.seed)):
-            if (name := f"{case['folder']}/{case['file']}/{case['how']} {number}") not in there and faults.chosen(name):
+            if (name := f"{case['folder']}/{case['file']}/{case['how']} {number}") not in there and faults.chosen(
+                name
+            ):
                 wanted.append((name, case))
         for number, (name, result) in enumerate(faults.damaged(wanted), 1):
             there[name] = result

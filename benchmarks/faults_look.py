@@ -31,7 +31,9 @@ def make_data(folder: Path, train: int, test: int) -> None:
     labels = torch.tensor(rows["label"])
     # As many of the class as of all others together.
     chosen = [*torch.where(labels == 1)[0][:40].tolist(), *torch.where(labels != 1)[0][:40].tolist()]
-    pixels = [torch.frombuffer(bytearray(rows[row]["image"].convert("L").tobytes()), dtype=torch.uint8) for row in chosen]
+    pixels = [
+        torch.frombuffer(bytearray(rows[row]["image"].convert("L").tobytes()), dtype=torch.uint8) for row in chosen
+    ]
     save_file({"pixels": torch.stack(pixels), "labels": labels[chosen]}, folder / "images.safetensors")
 
 
@@ -56,8 +58,9 @@ def _by_auto(folder: str):
 
 def look(folder: Path, images: str, forget: int) -> dict:
     """
-    By `load_classifier` and by the Auto classes: the logits and label names, and how many images of the forgotten class
-    and of the others are given it; or the error. Beside it, the exit code of `verify`, and what the evaluation says.
+    By `load_classifier` and by the Auto classes: the logits and label names, and how many images of the forgotten
+    class and of the others are given it; or the error. Beside it, the exit code of `verify`, and what the evaluation
+    says.
     """
     found = {"load": _try(_by_hf_esc, folder, images, forget), "auto": _try(_by_auto, folder, images, forget)}
     found["verify"] = _verify(folder)

@@ -13,18 +13,31 @@ from pathlib import Path
 
 from .errors import HfEscError, OutputError
 
+try:
+    import fcntl
+except ImportError:  # there are no such locks on Windows
+    fcntl = None  # type: ignore[assignment]
+
 # What a saved model consists of, by the names that transformers gives. All else in a folder is the user's.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 # An evaluation is of the model that it was made with.
 _MODEL_FILES = {"config.json", "preprocessor_config.json", "evaluation.json"}
+# Code that travels beside a model: ours, and that of an architecture which transformers does not have.
+_MODEL_FILES |= {file.name for file in Path(__file__).with_name("modeling").glob("*.py")} - {"__init__.py"}
+_BASE_CODE = re.compile(r"(modeling|configuration)_\w+\.py")
 # What a disk says. Other errors of the operating system, such as a lost connection, are not about the folder.
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _OF_DISK |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV}
+# A folder into which the files of a model are written, in the folder that they are to be in.
+_HIDDEN = ".unfinished-"
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
+def check_output(folder: Path, *, overwrite: bool) -> tuple | None:
     """
     Check before the work that its result can be written to `folder`.
+
+    Returns:
+        What is there, for [`write_folder`]: it tells whether somebody else has written there since.
 
     Raises:
         OutputError: If `folder` is a file or a mount point, if it cannot be made, if it is not empty and `overwrite`
@@ -41,13 +54,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise OutputError(f"The output {folder} cannot be made: {parent} is no folder that can be written to.")
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return None
     if not overwrite:
         raise OutputError(f"The output folder {folder} is not empty. Pass --overwrite to replace the model in it.")
     if not _holds_model(folder):
         raise OutputError(
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
+    return _state(folder.resolve())
 
 
 def _holds_model(folder: Path) -> bool:
@@ -58,32 +72,37 @@ def _holds_model(folder: Path) -> bool:
 
 
 @contextmanager
-def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> Iterator[Path]:
     """
     Give a hidden folder beside `folder` to write into. It replaces `folder` if the context ends without an error.
 
     A link stays a link, and the folder that it points to is replaced. Until the new folder is in place, the old one is
     there, or is put back: by an error at once, and after a kill by the next run.
 
+    Args:
+        folder (`Path`): The folder.
+        overwrite (`bool`): Whether a model may be there.
+        since (*optional*): What [`check_output`] found before the work. By default, what is there now.
+
     Raises:
         OutputError: As in [`check_output`]; if it cannot be written, as on a full disk; or if somebody else wrote it
             meanwhile.
     """
-    check_output(folder, overwrite=overwrite)
+    found = check_output(folder, overwrite=overwrite)
+    seen = found if since == () else since
+    if found != seen:
+        raise _meanwhile(folder)
     target = folder.resolve()
-    seen = _state(target)
-    with _reported(folder):
+    with reported(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         hidden = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden_prefix(target)))
     fresh, old = hidden / "new", hidden / "old"
     try:
-        with _reported(folder):
+        with reported(folder):
             fresh.mkdir()
             yield fresh
             if _state(target) != seen:
-                raise OutputError(
-                    f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder."
-                )
+                raise _meanwhile(folder)
             if target.exists():
                 # Files that are not part of a model, such as notes or `.git`, belong to the user and stay.
                 for item in target.iterdir():
@@ -106,30 +125,93 @@ def write_into(folder: Path) -> Iterator[Path]:
     """
     Give a hidden folder to write a model into. Its files move to `folder` if the context ends without an error.
 
-    What else is in `folder`, such as checkpoints, stays. A model that is there is replaced: its configuration goes
-    first and the new one comes last, so that a ledger never stands beside weights that are not its own.
+    What else is in `folder`, such as checkpoints, stays. A model that is there goes aside, its configuration first,
+    and the new configuration comes last, so that a ledger never stands beside weights that are not its own. Until then
+    the old model is put back: by an error at once, and after a kill by the next run.
 
     Raises:
         OutputError: If the files cannot be written, as on a full disk.
     """
-    with _reported(folder):
+    with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
+        restore_into(folder)
+        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=_HIDDEN))
+        fresh, aside = hidden / "new", hidden / "aside"
         try:
-            yield hidden
-            fresh = sorted(hidden.iterdir(), key=lambda item: item.name == "config.json")
-            (folder / "config.json").unlink(missing_ok=True)
-            for stale in folder.iterdir():
-                if _WEIGHTS.fullmatch(stale.name) or stale.name == "evaluation.json":
-                    stale.unlink()
-            for item in fresh:
+            fresh.mkdir()
+            yield fresh
+            aside.mkdir()
+            for item in sorted(folder.iterdir(), key=_configuration, reverse=True):
+                if _of_model(item):
+                    os.replace(item, aside / item.name)
+            aside.rename(hidden / "old")  # from here on, what is in the folder is new
+            for item in sorted(fresh.iterdir(), key=_configuration):
                 os.replace(item, folder / item.name)
         finally:
+            _put_back(folder, hidden)
             shutil.rmtree(hidden, ignore_errors=True)
 
 
+def restore_into(folder: Path) -> None:
+    """Put an old model back that a run was about to replace in its folder when it was killed."""
+    for hidden in folder.glob(f"{_HIDDEN}*"):
+        _put_back(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _put_back(folder: Path, hidden: Path) -> None:
+    """The old model's files, all of them or those that had gone aside; where the new model is whole, nothing."""
+    if (folder / "config.json").exists():  # it goes first and comes last
+        return
+    if (hidden / "old").is_dir():
+        for item in folder.iterdir():
+            if _of_model(item):
+                item.unlink()
+    for item in sorted([*hidden.glob("aside/*"), *hidden.glob("old/*")], key=_configuration):
+        os.replace(item, folder / item.name)
+
+
+def _configuration(item: Path) -> bool:
+    return item.name == "config.json"
+
+
 @contextmanager
-def _reported(folder: Path) -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
+    """
+    Hold a folder for one run, until the context ends or the process does.
+
+    Raises:
+        OutputError: If another run holds it, or if it cannot be made.
+    """
+    made = not folder.is_dir()
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputError(
+                f"Another run is writing to {folder}. Wait until it has ended, or name another folder."
+            ) from None
+        except OSError:
+            pass  # this file system has no locks
+        yield
+    finally:
+        os.close(held)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _meanwhile(folder: Path) -> OutputError:
+    return OutputError(f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder.")
+
+
+@contextmanager
+def reported(folder: Path) -> Iterator[None]:
     """What the file system says, as an [`OutputError`]."""
     try:
         yield
@@ -141,13 +223,14 @@ def _reported(folder: Path) -> Iterator[None]:
         if not of_disk and type(error).__name__ != "SafetensorError":
             raise
         raise OutputError(
-            f"The output {folder} cannot be written: {error}. Nothing of it is there. Mend the cause, or name another "
-            "folder, and run again."
+            f"The output {folder} cannot be written: {error}. What was there before is as it was. Mend the cause, or "
+            "name another folder, and run again."
         ) from error
 
 
 def _of_model(item: Path) -> bool:
-    return item.name in _MODEL_FILES or _WEIGHTS.fullmatch(item.name) is not None
+    names = _WEIGHTS.fullmatch(item.name) or _BASE_CODE.fullmatch(item.name)
+    return not item.is_dir() and (item.name in _MODEL_FILES or names is not None)
 
 
 def _link(item: Path, to: Path) -> None:

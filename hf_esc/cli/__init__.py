@@ -51,6 +51,9 @@ def main() -> None:
     except HfEscError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:  # while the command line is read; typer catches those of a command
+        typer.echo("Aborted.", err=True)
+        sys.exit(130)
 
 
 __all__ = ["app", "main"]

@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..errors import ForgetSetError, ModelError
 from ..ledger.record import Unchanged, ledger_record, refuse_incomplete
-from ..saving import write_into
+from ..saving import reported, write_into
 from .checkpoints import last_checkpoint
 from .epochs import as_it_is
 from .forgetting_args import ForgettingArguments
@@ -234,7 +234,8 @@ class ForgettingTrainer(SafetensorsTrainer):
     def _save_checkpoint(self, model, trial) -> None:
         self._saving_checkpoint = True
         try:
-            super()._save_checkpoint(model, trial)
+            with reported(Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"):
+                super()._save_checkpoint(model, trial)
         finally:
             self._saving_checkpoint = False
         self._last_checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
