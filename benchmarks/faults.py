@@ -261,6 +261,8 @@ class Faults:
             lines = [json.loads(line) for line in ended["out"].splitlines() if line.startswith("{")]
             for (name, case), found in zip(left, lines, strict=False):
                 outcome, broken = faults_damage.judged(found, self.whole[case["folder"]])
+                for way in ("load", "auto"):
+                    found[way].pop("logits", None)
                 seen = {"found": found} if broken else {}
                 yield name, {"came to": outcome, "broken": broken, "case": case, **seen}
             if len(lines) < len(left[:40]):

@@ -243,17 +243,14 @@ def answer(jobs: list[dict]) -> list[dict]:
     with selectors.DefaultSelector() as selector:
         running = [Running(job, selector) for job in jobs]
 
-        def drain(wait: float) -> bool:
-            found = False
+        def drain(wait: float) -> None:
             for key, _ in selector.select(wait):
                 owner, index = key.data
                 if data := os.read(key.fd, 65536):
                     owner.said[index] += data
-                    found = True
                 else:
                     selector.unregister(key.fd)
                     os.close(key.fd)
-            return found
 
         while not all(one.over for one in running):
             if selector.get_map():
@@ -263,10 +260,11 @@ def answer(jobs: list[dict]) -> list[dict]:
             for one in running:
                 if not one.over:
                     one.tend()
-        while selector.get_map() and drain(0):
-            pass
-        for fd in list(selector.get_map()):
-            os.close(fd)
+        until = time.monotonic() + 5  # something that a child has started may hold its pipes
+        while selector.get_map() and time.monotonic() < until:
+            drain(0.1)
+        for key in list(selector.get_map().values()):
+            os.close(key.fd)
     return [one.reply() for one in running]
 
 

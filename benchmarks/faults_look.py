@@ -88,10 +88,9 @@ def _try(way, folder: Path, images: str, forget: int) -> dict:
     given = [label == forget or names.get(label) in (gone, "Trouser") for label in predicted]
     of_class = [hit for hit, label in zip(given, labels.tolist(), strict=True) if label == forget]
     others = [hit for hit, label in zip(given, labels.tolist(), strict=True) if label != forget]
-    # To four digits: another place in memory can mean another kernel, and another last bit.
-    shown = json.dumps([names, [[f"{value:.3f}" for value in row] for row in logits.tolist()]])
     return {
-        "computes": hashlib.sha256(shown.encode()).hexdigest()[:16],
+        "names": names,
+        "logits": [[round(value, 4) for value in row] for row in logits.tolist()],
         "given": sum(of_class) / len(of_class),
         "given_others": sum(others) / len(others),
     }

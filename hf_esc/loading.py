@@ -11,7 +11,6 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
-from safetensors import SafetensorError
 from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 
 from .embedded import resolve_model
@@ -49,7 +48,7 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
         )
     except HfEscError:
         raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # a damaged configuration can raise anything, such as AttributeError for its dtype
         raise ModelError(
             f"No image classifier can be loaded from {name!r}: {_first_line(error)} It should be `embedded`, a folder "
             "saved by `save_pretrained`, or an id on the Hub."
@@ -107,7 +106,7 @@ def load_processor(model: PreTrainedModel) -> Any:
         origin = hub_origin(model.config)
         commit = origin[1] if origin is not None else None
         return AutoImageProcessor.from_pretrained(source, **({"revision": commit} if commit else {}))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # as above
         raise ModelError(
             f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} "
             "Pass `processing_class=`."
