@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,15 @@ FOLDERS = {
         ["push", "{out}", "me/whole"],
     ],
 }
+# The commands in which every step of writing fails once; in the others, and from a step on, a fifth of them do.
+EVERY_STEP = [
+    "erase, new",
+    "erase, overwrite",
+    "train esc-t, overwrite",
+    "train delete, overwrite",
+    "push, new",
+    "evaluate",
+]
 # Those that are checked by going on with a training.
 CHECKPOINTS = {"esc-t": BY_NAME["train esc-t, resume"], "delete": BY_NAME["train delete, resume"]}
 
@@ -65,6 +75,7 @@ class Server:
 
     def __init__(self, hub: Any, home: Path):
         home.mkdir(parents=True, exist_ok=True)
+        self.home, self.learns = home, True
         path = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
         environment = hub.environment(home / "hub", PYTHONPATH=path, HF_HUB_DISABLE_PROGRESS_BARS="1")
         self.errors = (home / "stderr").open("w")
@@ -79,7 +90,11 @@ class Server:
 
     def request(self, jobs: list[dict]) -> list[dict]:
         """Run jobs side by side."""
-        print(json.dumps({"jobs": jobs}), file=self.process.stdin, flush=True)
+        found = self.home / "modules.json"
+        request = {"jobs": [{**job, "modules": str(found)} for job in jobs] if self.learns else jobs}
+        if self.learns and found.exists():
+            request["import"] = json.loads(found.read_text())
+        print(json.dumps(request), file=self.process.stdin, flush=True)
         return json.loads(self._line())
 
     def close(self) -> None:
@@ -91,15 +106,15 @@ class Server:
 class Faults:
     """All cases of a seed: each has a group, a name that stays, and a function that tries it."""
 
-    def __init__(self, work: Path, server: Server, hub: Any, seed: int = SEED, fraction: float = 1.0):
-        self.work, self.server, self.seed, self.fraction = work, server, seed, fraction
+    def __init__(self, work: Path, server: Server, hub: Any, seed: int = SEED, fraction: float = 1.0, only: str = ""):
+        self.work, self.server, self.seed, self.fraction, self.only = work, server, seed, fraction, only
         self.bench = faults_writes.Bench(work, server.request, hub)
         self.hub = hub
         self.whole: dict[str, dict] = {}
 
     def chosen(self, name: str) -> bool:
         """Whether a case is one of this fraction."""
-        return random.Random(f"{self.seed}/{name}").random() < self.fraction
+        return random.Random(f"{self.seed}/{name}").random() < self.fraction and re.search(self.only, name) is not None
 
     # What is needed before.
 
@@ -129,6 +144,7 @@ class Faults:
             for item in target.iterdir():  # what a run leaves that was killed after its first checkpoint
                 if item != steps[0]:
                     shutil.rmtree(item) if item.is_dir() else item.unlink()
+        self.server.learns = False
 
     def _run(self, commands: list[list[str]], out: Path) -> None:
         for words in commands:
@@ -182,12 +198,15 @@ class Faults:
 
     def _errors(self) -> Iterator[tuple[str, Any]]:
         for scenario in faults_writes.SCENARIOS:
-            if self.fraction < 1 and not self.chosen(scenario.name):
+            if self.only and not re.search(self.only, scenario.name):
                 continue  # its steps are not counted for nothing
+            if self.fraction < 0.5 and scenario.name != "erase, overwrite":
+                continue
             for at in range(self.bench.reference(scenario)["steps"]):
                 for action in ("error", "full"):
                     name = f"{scenario.name}/{action} at {at}"
-                    if self.chosen(name):
+                    every = scenario.name in EVERY_STEP and action == "error"
+                    if self.chosen(name) and (every or random.Random(f"{self.seed}{name}").random() < 0.2):
                         yield (
                             name,
                             lambda s=scenario, i=at, a=action: self.bench.disturbed(s, hook={"at": i, "action": a}),
@@ -330,6 +349,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fraction", type=float, default=1.0, help="Of the cases, drawn by the seed.")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--only", default="", help="A regular expression that is found in a case's name.")
     parser.add_argument("--groups", nargs="+", default=GROUPS, choices=GROUPS)
     parser.add_argument("--output", type=Path, default=RESULTS, help="The file of the summary.")
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "faults")
@@ -337,7 +357,7 @@ def main() -> None:
     with stand_in_hub() as hub:
         hub.handle_error = lambda *_: None  # a client that was killed
         server = Server(hub, arguments.work.parent / f"{arguments.work.name}-home")
-        faults = Faults(arguments.work, server, hub, arguments.seed, arguments.fraction)
+        faults = Faults(arguments.work, server, hub, arguments.seed, arguments.fraction, arguments.only)
         file = arguments.work.with_suffix(".json")
         known = read(file)
         setting = server.versions | {"seed": arguments.seed, "fraction": arguments.fraction}

@@ -5,7 +5,9 @@ It reads a line of JSON for each request, `{"jobs": [...]}`, starts the jobs sid
 says of each how it ended. It computes nothing itself, so that no lock is held at a fork.
 """
 
+import contextlib
 import hashlib
+import importlib
 import json
 import os
 import resource
@@ -107,6 +109,9 @@ def command(job: dict) -> int:
     sys.argv = ["hf-esc", *job["words"]]
     try:
         _let_interrupts(True)
+    except KeyboardInterrupt:
+        return 130  # it came before the command could do anything about it
+    try:
         try:
             hf_esc.cli.main()
         finally:
@@ -173,7 +178,10 @@ def child(job: dict, out: int, err: int) -> None:
     if "file_size" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_size"], job["file_size"]))
     hook = Hook(**job["hook"]) if "hook" in job else None
+    started = set(sys.modules)
     code = JOBS[job["do"]](job)
+    if "modules" in job:
+        Path(job["modules"]).write_text(json.dumps([name for name in sys.modules if name not in started]))
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -310,7 +318,11 @@ def main() -> None:
     versions |= {"python": sys.version.split()[0], "revision": revision.stdout.strip(), "source": source_sha256()}
     print(json.dumps(versions), file=protocol, flush=True)
     for line in sys.stdin:
-        print(json.dumps(answer(json.loads(line)["jobs"])), file=protocol, flush=True)
+        request = json.loads(line)
+        for name in request.get("import", ()):  # what children have imported, so that those to come need not
+            with contextlib.suppress(Exception):
+                importlib.import_module(name)
+        print(json.dumps(answer(request["jobs"])), file=protocol, flush=True)
 
 
 if __name__ == "__main__":

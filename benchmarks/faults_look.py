@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import io
-import json
 import sys
 import traceback
 import warnings

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import report_faults
 import report_methods
 import report_unlearning
 
@@ -475,7 +476,7 @@ BLOCKS = {
         test,
     )
 } | report_unlearning.BLOCKS
-BLOCKS |= report_methods.BLOCKS
+BLOCKS |= report_methods.BLOCKS | report_faults.BLOCKS
 
 
 def main() -> None:

@@ -218,14 +218,18 @@ def reported(folder: Path) -> Iterator[None]:
     except HfEscError:
         raise
     except Exception as error:
-        # safetensors has an error of its own for a full disk, which is not the file system's.
-        of_disk = isinstance(error, OSError) and error.errno in _OF_DISK
-        if not of_disk and type(error).__name__ != "SafetensorError":
+        if not is_of_disk(error):
             raise
         raise OutputError(
             f"The output {folder} cannot be written: {error}. What was there before is as it was. Mend the cause, or "
             "name another folder, and run again."
         ) from error
+
+
+def is_of_disk(error: Exception) -> bool:
+    """Whether a disk is what an error is about: it is full, say, or nobody may write there."""
+    # safetensors has an error of its own for a full disk, which is not the file system's.
+    return (isinstance(error, OSError) and error.errno in _OF_DISK) or type(error).__name__ == "SafetensorError"
 
 
 def _of_model(item: Path) -> bool:

@@ -5,6 +5,7 @@ import sys
 import typer
 
 from ..errors import HfEscError
+from ..saving import is_of_disk
 from .erase import erase
 from .evaluate import evaluate
 from .push import push
@@ -50,6 +51,11 @@ def main() -> None:
         app()
     except HfEscError as error:
         typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        if not is_of_disk(error):
+            raise
+        typer.echo(f"Error: Something cannot be read or written: {error}. Is the disk full, or read-only?", err=True)
         sys.exit(2)
     except KeyboardInterrupt:  # while the command line is read; typer catches those of a command
         typer.echo("Aborted.", err=True)
