@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import HfEscError, OutputError
@@ -95,7 +95,9 @@ def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> 
     target = folder.resolve()
     with reported(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         hidden = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden_prefix(target)))
+        held = _hold(hidden)  # until this process ends, whatever ends it
     fresh, old = hidden / "new", hidden / "old"
     try:
         with reported(folder):
@@ -118,6 +120,8 @@ def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> 
             old.rename(target)
         # What was there stays where it is if there is no place to put it back to.
         shutil.rmtree(hidden if placed or not old.exists() else fresh, ignore_errors=True)
+        if held is not None:
+            os.close(held)
 
 
 @contextmanager
@@ -186,24 +190,52 @@ def claimed(folder: Path) -> Iterator[None]:
     made = not folder.is_dir()
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    held = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(
-                f"Another run is writing to {folder}. Wait until it has ended, or name another folder."
-            ) from None
-        except OSError:
-            pass  # this file system has no locks
+        held = _hold(folder)
+    except BlockingIOError:
+        raise OutputError(
+            f"Another run is writing to {folder}. Wait until it has ended, or name another folder."
+        ) from None
+    try:
         yield
     finally:
-        os.close(held)
+        if held is not None:
+            os.close(held)
         if made and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _hold(folder: Path) -> int | None:
+    """
+    Lock a folder. The lock ends with the process, or when the returned descriptor is closed.
+
+    Returns None where the file system has no locks, and raises `BlockingIOError` where another process holds it.
+    """
+    if fcntl is None:
+        return None
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise
+    except OSError:
+        os.close(held)
+        return None
+    return held
+
+
+def _sweep(target: Path) -> None:
+    """Remove the half-written folders of runs to `target` that were killed; what holds an old model stays."""
+    for hidden in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}*"):
+        # A run that begins just now has locked its folder before it makes another in it.
+        if (hidden / "old").exists() or not (hidden / "new").exists():
+            continue
+        with suppress(OSError):
+            held = _hold(hidden)
+            if held is not None:
+                shutil.rmtree(hidden, ignore_errors=True)
+                os.close(held)
 
 
 def _meanwhile(folder: Path) -> OutputError:

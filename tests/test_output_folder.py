@@ -326,3 +326,14 @@ def test_two_trainings_do_not_write_to_one_folder(hf_esc, tmp_path):
     assert code == 2
     assert "Another run is writing to" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_has_half_written_goes_with_the_next_one_and_what_is_alive_stays(tmp_path):
+    model_in(tmp_path / "model", "of somebody else")
+    for name in ("dead", "alive", "old"):
+        model_in(tmp_path / f".model.unfinished-{name}" / "new")
+    model_in(tmp_path / ".model.unfinished-old" / "old")  # there was no place to put it back to
+    with claimed(tmp_path / ".model.unfinished-alive"), write_folder(tmp_path / "model", overwrite=True) as folder:
+        model_in(folder, "new")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"model", ".model.unfinished-alive", ".model.unfinished-old"}
