@@ -295,11 +295,12 @@ class Faults:
             left = left[len(lines) :]
 
 
-def summary(cases: dict[str, dict[str, dict]]) -> dict[str, Any]:
-    """Counts for each group and part of it, and all cases that broke a law."""
+def summary(known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """For each group what ran, counts for each part of it, and all cases that broke a law."""
     found: dict[str, Any] = {}
-    for group, results in cases.items():
+    for group, entry in known.items():
         parts: dict[str, dict] = {}
+        results = entry["cases"]
         for name, result in results.items():
             part = parts.setdefault(name.split("/")[0], {"tried": 0, "broken": 0, "came to": Counter()})
             part["tried"] += 1
@@ -307,9 +308,8 @@ def summary(cases: dict[str, dict[str, dict]]) -> dict[str, Any]:
             part["came to"][result.get("came to") or result.get("left") or str(result["ended"])] += 1
         reasons = Counter(reason for result in results.values() for reason in result["broken"])
         found[group] = {
-            "parts": {
-                name: {**part, "came to": dict(sorted(part["came to"].items()))} for name, part in parts.items()
-            },
+            "setting": entry["setting"],
+            "parts": parts,
             "reasons": dict(reasons.most_common()),
             "broken": {name: _short(result) for name, result in results.items() if result["broken"]},
         }
@@ -320,26 +320,32 @@ def _short(result: dict) -> dict:
     return {key: value for key, value in result.items() if key not in ("says", "found")}
 
 
-def run(faults: Faults, cases: dict[str, dict[str, dict]], keep: Any, groups: list[str]) -> None:
-    """Try all cases that are not there yet; `keep` is called after each."""
+def run(faults: Faults, known: dict[str, dict[str, Any]], keep: Any, groups: list[str], setting: dict) -> None:
+    """Try all cases that are not there yet, or were with other code of hf_esc; `keep` is called after each."""
+
+    def there(group: str) -> dict[str, dict]:
+        entry = known.get(group, {"setting": {}})
+        if any(entry["setting"].get(key) != setting[key] for key in ("source", "seed")):
+            entry = {"cases": {}}
+        known[group] = {"setting": setting, "cases": entry["cases"]}
+        return known[group]["cases"]
+
     if "damage" in groups:
-        there = cases.setdefault("damage", {})
-        wanted = []
+        done, wanted = there("damage"), []
         for number, case in enumerate(faults_damage.damages(faults.work / "folders", faults.seed)):
-            if (name := f"{case['folder']}/{case['file']}/{case['how']} {number}") not in there and faults.chosen(
-                name
-            ):
+            name = f"{case['folder']}/{case['file']}/{case['how']} {number}"
+            if name not in done and faults.chosen(name):
                 wanted.append((name, case))
         for number, (name, result) in enumerate(faults.damaged(wanted), 1):
-            there[name] = result
+            done[name] = result
             keep("damage", number, len(wanted), name, result)
     for group, made in faults.groups():
         if group in groups:
-            there = cases.setdefault(group, {})
+            done = there(group)
             for number, (name, attempt) in enumerate(made, 1):
-                if name not in there:
-                    there[name] = attempt()
-                    keep(group, number, None, name, there[name])
+                if name not in done:
+                    done[name] = attempt()
+                    keep(group, number, None, name, done[name])
 
 
 GROUPS = ["damage", "kills", "errors", "full disk", "two at once", "checkpoints"]
@@ -361,10 +367,6 @@ def main() -> None:
         file = arguments.work.with_suffix(".json")
         known = read(file)
         setting = server.versions | {"seed": arguments.seed, "fraction": arguments.fraction}
-        same = {key: known.get("setting", {}).get(key) for key in ("source", "seed")}
-        if same != {key: setting[key] for key in same}:
-            known = {}
-        cases = known.get("cases", {})
         faults.prepare()
         last = [time.monotonic()]
 
@@ -372,15 +374,15 @@ def main() -> None:
             held = "; ".join(result["broken"]) or "held"
             print(f"{group} {number}{f'/{total}' if total else ''} {name}: {held}", file=sys.stderr, flush=True)
             if time.monotonic() - last[0] > 5:
-                write(file, {"setting": setting, "cases": cases})
+                write(file, known)
                 last[0] = time.monotonic()
 
         try:
-            run(faults, cases, keep, arguments.groups)
+            run(faults, known, keep, arguments.groups, setting)
         finally:
-            write(file, {"setting": setting, "cases": cases})
+            write(file, known)
             server.close()
-        write(arguments.output, {"setting": setting, **summary(cases)})
+        write(arguments.output, summary({group: known[group] for group in GROUPS if group in known}))
 
 
 if __name__ == "__main__":

@@ -34,8 +34,8 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 def faults() -> str:
     """One line for each group."""
     rows = []
-    for name, title in GROUPS.items():
-        parts = _load()[name]["parts"].values()
+    for name, group in _load().items():
+        title, parts = GROUPS[name], group["parts"].values()
         tried, broken = (sum(part[key] for part in parts) for key in ("tried", "broken"))
         rows.append([title, str(tried), str(tried - broken), f"**{broken}**" if broken else "0"])
     return _table(["", "tried", "all laws held", "a law was broken"], rows)
@@ -58,8 +58,8 @@ def _group(name: str) -> Callable[[], str]:
 def faults_broken() -> str:
     """Every way in which a law was broken, how often, and where first."""
     rows = []
-    for name, title in GROUPS.items():
-        group = _load()[name]
+    for name, group in _load().items():
+        title = GROUPS[name]
         for reason, count in group["reasons"].items():
             where = next(case for case, result in group["broken"].items() if reason in result["broken"])
             rows.append([title, reason.replace("|", "/"), str(count), f"`{where}`"])
@@ -70,10 +70,16 @@ def faults_broken() -> str:
 
 def faults_setting() -> str:
     """What ran."""
-    found = _load()["setting"]
-    drawn = "" if found["fraction"] == 1 else f", a fraction of {found['fraction']} of the cases"
-    versions = f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}"
-    return f"Run at revision `{found['revision']}` with {versions}, seed {found['seed']}{drawn}."
+    lines = {}
+    for name, group in _load().items():
+        found = group["setting"]
+        drawn = "" if found["fraction"] == 1 else f", a fraction of {found['fraction']} of the cases"
+        versions = f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}"
+        told = f"revision `{found['revision']}` with {versions}, seed {found['seed']}{drawn}"
+        lines.setdefault(told, []).append(GROUPS[name])
+    if len(lines) == 1:
+        return f"Run at {next(iter(lines))}."
+    return "\n".join(f"- {', '.join(names)}: run at {told}." for told, names in lines.items())
 
 
 BLOCKS = {"faults": faults, "faults-broken": faults_broken, "faults-setting": faults_setting}

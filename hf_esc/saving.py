@@ -156,6 +156,26 @@ def write_into(folder: Path) -> Iterator[Path]:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
+def write_file(file: Path, text: str) -> None:
+    """
+    Write a file whole or not at all: what was there stays until all of the new one is written.
+
+    Raises:
+        OutputError: If it cannot be written, as on a full disk.
+    """
+    target = file.resolve()  # a link stays
+    with reported(file):
+        if file.exists() and not file.is_file():  # a pipe or a terminal, say
+            file.write_text(text, encoding="utf-8")
+            return
+        fresh = target.with_name(f".{target.name}.unfinished")
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
 def restore_into(folder: Path) -> None:
     """Put an old model back that a run was about to replace in its folder when it was killed."""
     for hidden in folder.glob(f"{_HIDDEN}*"):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from hf_esc.cli import main
 from hf_esc.errors import OutputError
-from hf_esc.saving import check_output, claimed, restore_into, write_folder, write_into
+from hf_esc.saving import check_output, claimed, restore_into, write_file, write_folder, write_into
 
 
 def fail_within(target, content: str) -> None:
@@ -337,3 +337,24 @@ def test_what_a_killed_run_has_half_written_goes_with_the_next_one_and_what_is_a
         model_in(folder, "new")
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"model", ".model.unfinished-alive", ".model.unfinished-old"}
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    (tmp_path / "served").mkdir()
+    file, link = tmp_path / "served" / "report.json", tmp_path / "report.json"
+    link.symlink_to(file)
+    for text in ("old", "new"):
+        write_file(link, text)
+        assert file.read_text() == text
+    assert link.is_symlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
+            write_file(link, "newer")
+    assert [path.name for path in file.parent.iterdir()] == ["report.json"]
+    assert file.read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_file(tmp_path / "pipe", "told")
+    assert os.read(reader, 99) == b"told"
+    os.close(reader)

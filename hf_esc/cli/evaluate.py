@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LabelError, OptionError, OutputError
+from ..saving import write_file
 from . import options
 from .measure import beside_original
 from .report import accuracy_table, print_json
@@ -143,7 +144,7 @@ def evaluate(
         feature_dir=feature_dir,
     )
     if output is not None:
-        output.write_text(report.to_json() + "\n")
+        write_file(output, report.to_json() + "\n")
     _print_report(model, dataset, report, as_json=json)
 
 
