@@ -147,6 +147,15 @@ def look(job: dict) -> int:
     return 0
 
 
+def restore(job: dict) -> int:
+    """What the next run does first with a folder in which one was killed."""
+    from hf_esc.saving import check_output, restore_into
+
+    restore_into(Path(job["folder"]))
+    check_output(Path(job["folder"]), overwrite=True)
+    return 0
+
+
 def make(job: dict) -> int:
     """Parts of the embedded images as parquet files, the images that are looked at, and an old model's folder."""
     from faults_look import make_data
@@ -155,7 +164,7 @@ def make(job: dict) -> int:
     return 0
 
 
-JOBS = {"command": command, "damage": damage, "look": look, "make": make}
+JOBS = {"command": command, "damage": damage, "look": look, "restore": restore, "make": make}
 
 
 def child(job: dict, out: int, err: int) -> None:

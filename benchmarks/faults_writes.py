@@ -74,7 +74,7 @@ BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 def digest(folder: Path) -> str | None:
     """Of the model in a folder, whatever else is there; None if there is no model's configuration and weights."""
-    files = [file for file in sorted(folder.glob("*")) if file.is_file() and file.name != NOTES]
+    files = [file for file in sorted(folder.glob("[!.]*")) if file.is_file() and file.name != NOTES]
     names = {file.name for file in files}
     if "config.json" not in names or "model.safetensors" not in names:
         return None
@@ -208,8 +208,13 @@ class Bench:
             return "neither"
         if expected["before"] is None:
             return "nothing"
-        aside = (item.parent for item in folder.rglob("config.json") if item.parent != values["out"])
-        return "old aside" if any(digest(item) == expected["before"] for item in aside) else "old lost"
+        # The next run puts it back before it does anything else, wherever its files are: try that with a copy.
+        copy = folder / "tmp" / "copy"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tmp"))
+        self.request([self.job([], folder) | {"do": "restore", "folder": str(copy / "out")}])
+        back = digest(copy / "out") == expected["before"]
+        shutil.rmtree(copy)
+        return "old aside" if back else "old lost"
 
     def _wrong(self, scenario: Scenario, ended: dict, left: str, folder: Path) -> list[str]:
         broken = []
