@@ -40,7 +40,7 @@ for line in sys.stdin:
 LIBRARIES = """
 import accelerate, datasets, safetensors.torch, sklearn.linear_model, sklearn.neighbors, torch, torchvision
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, Trainer, pipeline
 """
 Run = Callable[..., dict]
 
