@@ -110,7 +110,7 @@ def client(hub, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory):
-    """Runs code in a fresh process that has imported libraries, but neither hf_esc nor the Auto classes; see `forks`."""
+    """Runs code in a fresh process that has imported what hf_esc imports, but not hf_esc; see `forks`."""
     from .processes import LIBRARIES, forks, outside
 
     with forks(LIBRARIES, tmp_path_factory.mktemp("elsewhere"), outside()) as run:
