@@ -109,11 +109,12 @@ def client(hub, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def elsewhere(tmp_path_factory):
-    """Runs code in a fresh process that has imported what hf_esc imports, but not hf_esc; see `forks`."""
+def elsewhere(hub, tmp_path_factory):
+    """Runs code in a fresh process that has imported what hf_esc imports, but not hf_esc; its Hub is `hub`."""
     from .processes import LIBRARIES, forks, outside
 
-    with forks(LIBRARIES, tmp_path_factory.mktemp("elsewhere"), outside()) as run:
+    home = tmp_path_factory.mktemp("elsewhere")
+    with forks(LIBRARIES, home, outside(hub.environment(home / "hub"))) as run:
         yield run
 
 

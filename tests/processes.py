@@ -98,6 +98,19 @@ sys.meta_path.insert(0, Absent())
 transformers.dynamic_module_utils.HF_MODULES_CACHE = os.path.abspath("modules")
 trusted = {"trust_remote_code": True}
 """
+# The command line of the package in `root`, with `arguments`.
+COMMAND = """
+import os
+sys.path.insert(0, root)
+os.environ["COLUMNS"] = "200"
+from hf_esc.cli import main
+sys.argv = ["hf-esc", *arguments]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, sys.stderr.getvalue()[-3000:]
+answer = sys.modules["hf_esc"].__file__
+"""
 
 
 def outside(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

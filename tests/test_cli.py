@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from datasets import DatasetDict
@@ -13,20 +14,21 @@ from hf_esc import ESCModel
 from hf_esc.version import __version__
 
 from .pictures import encoded, labelled, picture
-from .test_registration import run
+from .processes import COMMAND
 from .tiny import ranks, tiny
+
+ROOT = Path(__file__).parents[1]
 
 ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test"}
 
 
 @pytest.fixture(scope="module")
-def erased(tmp_path_factory, clothes):
+def erased(tmp_path_factory, clothes, elsewhere):
     """A folder and what `hf-esc erase --json` printed for it."""
     output = tmp_path_factory.mktemp("erased") / "model"
     arguments = ("embedded/resnet", "--dataset", clothes, "--forget", "trouser", "--output", output, "--json")
-    done = run("-m", "hf_esc.cli", "erase", *map(str, arguments))
-    assert done.returncode == 0, done.stderr
-    return output, json.loads(done.stdout)  # one object and nothing else, or this fails
+    done = elsewhere(COMMAND, root=ROOT, arguments=["erase", *map(str, arguments)])
+    return output, json.loads(done["printed"])  # one object and nothing else, or this fails
 
 
 @pytest.mark.slow
@@ -291,7 +293,8 @@ def test_help_imports_no_torch():
         "finally: print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), file=sys.stderr)"
     )
     for arguments in (["--help"], ["erase", "--help"], ["evaluate", "-h"]):
-        done = run("-c", code, *arguments)
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stderr) == (0, "[]\n")
         assert "Usage" in done.stdout
 

@@ -15,6 +15,8 @@ from hf_esc.errors import CheckpointError
 from hf_esc.ledger.record import edits_weights
 from hf_esc.methods import IN_FRONT, KINDS, METHODS, WEIGHTS, kind_of
 
+from .processes import COMMAND
+
 PACKAGE = Path(hf_esc.__file__).parent
 TOY = '''
 """Toy: the head's bias of the forgotten class goes down, step by step."""
@@ -172,22 +174,8 @@ def with_toys(tmp_path_factory) -> Path:
     return root
 
 
-# Each command and each program is a process of its own that has imported no method yet.
-COMMAND = """
-import os
-sys.path.insert(0, root)
-os.environ["COLUMNS"] = "200"
-from hf_esc.cli import main
-sys.argv = ["hf-esc", *arguments]
-try:
-    main()
-except SystemExit as ended:
-    assert not ended.code, sys.stderr.getvalue()[-3000:]
-answer = sys.modules["hf_esc"].__file__
-"""
-
-
 def test_a_method_is_added_by_its_file_and_its_row(with_toys, clothes, elsewhere, tmp_path):
+    # Each command and each program is a process of its own that has imported no method yet.
     def run(*arguments: str) -> str:
         done = elsewhere(COMMAND, tmp_path, root=with_toys, arguments=[*map(str, arguments)])
         assert Path(done["answer"]).is_relative_to(with_toys)
