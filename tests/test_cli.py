@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -315,17 +314,23 @@ def test_without_a_test_split_its_numbers_are_null(hf_esc, tmp_path, fashion):
         assert values["retain_train"] > 80
 
 
-@pytest.mark.slow
-def test_a_run_killed_while_it_works_leaves_no_folder(tmp_path):
+KILLED = """
+import glob, time
+if (child := os.fork()) == 0:
+    try:
+        exec(command, globals() | {"root": root, "arguments": arguments})
+    finally:
+        os._exit(1)
+while not glob.glob(".out.unfinished-*/new/config.json"):
+    assert os.waitpid(child, os.WNOHANG) == (0, 0), "it has ended"
+    time.sleep(0.02)
+os.kill(child, 9)
+answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_run_killed_while_it_works_leaves_no_folder(elsewhere, tmp_path):
     arguments = ["erase", "embedded/resnet", "--dataset", "embedded", "--forget", "Trouser", "--output", "out"]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "hf_esc.cli", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not list(tmp_path.glob(".out.unfinished-*/new/config.json")) and run.poll() is None:
-        time.sleep(0.02)
-    run.kill()
-    assert run.wait() == -9
+    ended = elsewhere(KILLED, tmp_path, command=COMMAND, root=ROOT, arguments=arguments)
+    assert ended["answer"] == -9
     assert not (tmp_path / "out").exists()

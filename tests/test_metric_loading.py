@@ -92,8 +92,8 @@ AS_EVER = {
     ),
 }
 
-# Each runs in a fork of a process that has what evaluate imports, but neither evaluate nor hf_esc. It finds hf_esc in this
-# checkout, and modules in the working directory.
+# Each runs in a fork of a process that has what evaluate imports, but neither evaluate nor hf_esc. It finds hf_esc in
+# this checkout, and modules in the working directory.
 SCRIPT = f"""
 import huggingface_hub
 assert not any(name.startswith(("hf_esc", "evaluate")) for name in sys.modules)
