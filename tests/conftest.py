@@ -15,6 +15,15 @@ from hypothesis import settings
 settings.register_profile("laws", deadline=None, derandomize=True, database=None, max_examples=20)
 settings.load_profile("laws")
 gc.disable()  # until all is imported
+# Files of few tests that take long.
+LONG = {
+    "test_fresh_results",
+    "test_distributed",
+    "test_remote_code",
+    "test_unlearning_runs",
+    "test_benchmarks",
+    "test_space",
+}
 # Seconds that a test without the mark `slow` may take on a busy machine before the summary names it.
 LIMIT = 15
 
@@ -22,18 +31,21 @@ LIMIT = 15
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
     """
-    What needs a fresh process is slow. Files with the most slow tests come first, so that no process of the run is
-    left with one when the others have ended.
+    What needs a fresh process is slow. The longest files come first, so that no process of the run is left with one
+    when the others have ended: those of `LONG`, and then those with the most slow tests.
     """
     for item in items:
         if {"client", "elsewhere"} & set(item.fixturenames):
             item.add_marker("slow")
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (item.path.stem not in LONG, -slow[item.path]))
 
 
 def pytest_collection_finish():
-    """What was imported stays. Else each collection looks at half a million objects, for a third of a second."""
+    """
+    What was imported stays. Else each collection of garbage looks at half a million objects, for a third of a second,
+    and accelerate asks for one whenever training begins.
+    """
     gc.collect()
     gc.freeze()
     gc.enable()
