@@ -47,7 +47,7 @@ class ImageData:
 
     def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
         """The images of `split` whose class is among `labels` (with `keep=False`: is not), in their order."""
-        chosen = np.isin(np.asarray(split.with_format(None)[self.label_column]), list(labels))
+        chosen = np.isin(np.asarray(split.with_format(None)[self.label_column][:]), list(labels))
         return split.select(np.flatnonzero(chosen if keep else ~chosen))
 
     def batches(
@@ -72,7 +72,7 @@ class ImageData:
             ForgetSetError: If one of the classes has no training image. It would stay and yet look forgotten.
         """
         labels = list(labels)
-        there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column])).tolist())
+        there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column][:])).tolist())
         if absent := [label for label in labels if label not in there]:
             names = [self.label_names[label] if self.label_names else label for label in absent]
             raise ForgetSetError(f"The forget set is empty for {names}: {self.name!r} has no training image of them.")
@@ -214,7 +214,7 @@ def load_images(
                 f"The `{split}` split of {name!r} has no column {sorted(missing)}, which its training split has."
             )
         candidate, test_names = _with_class_indices(name, splits[split], label_column, names)
-        if set(candidate[label_column]) == {-1}:
+        if set(candidate[label_column][:]) == {-1}:
             continue  # the labels of these images are held back, as in a competition
         if test_names != names:
             raise DataError(
@@ -223,7 +223,7 @@ def load_images(
             )
         test = candidate
         break
-    found = [np.asarray(split[label_column]) for split in (train, test) if split is not None]
+    found = [np.asarray(split[label_column][:]) for split in (train, test) if split is not None]
     num_labels = len(names) if names else int(max(labels.max() for labels in found)) + 1
     if min(labels.min() for labels in found) < 0 or max(labels.max() for labels in found) >= num_labels:
         raise DataError(
@@ -252,7 +252,7 @@ def _with_class_indices(
 ) -> tuple[Dataset, list[str] | None]:
     """The split with class indices in its label column, and the names of the classes, or None if it has none."""
     feature = split.features[column]
-    values = split[column]
+    values = split[column][:]
     if any(value is None for value in values):
         raise DataError(f"The column {column!r} of {name!r} has images without a label.")
     if isinstance(feature, ClassLabel):
