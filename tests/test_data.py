@@ -14,6 +14,7 @@ from hf_esc.data.batches import ready_batches
 from hf_esc.data.columns import find_image_column, find_label_column
 from hf_esc.data.folders import SPLIT_WORDS
 from hf_esc.data.image_data import TEST_SPLITS, load_pictures
+from hf_esc.data.labels import UNCLEAR
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
 
 from .pictures import encoded, labelled, picture
@@ -277,6 +278,43 @@ def test_requested_labels_are_the_data_sets_and_its_classes_are_matched_by_name(
         plain.resolve("dog", model)
 
 
+def numbered_folders(tmp_path, names):
+    """A data set as `imagefolder` reads folders called by numbers: sorted as text."""
+    names = sorted(names)
+    return load_images(saved(tmp_path, train=labelled(range(len(names)), names)))
+
+
+def test_folders_called_by_numbers_are_asked_for_by_their_names(tmp_path):
+    numbers = list(map(str, range(12)))
+    data = numbered_folders(tmp_path / "all", numbers)
+    assert data.label_names[2] == "10"
+    for number in numbers:
+        [label] = data.resolve(number, Config(numbers))
+        assert (data.label_names[label], data.labels_in(Config(numbers))[label]) == (number, int(number))
+    # Both sides in the same odd order: the number of a class is another one's name, and each has its own writing.
+    with pytest.raises(LabelError, match="Write '#2' for the first or '#10' for the second"):
+        data.resolve("10", Config(data.label_names))
+    assert data.resolve("#2", Config(data.label_names)) == [2]
+    part = numbered_folders(tmp_path / "part", ["0", "1", "2"])
+    assert (part.resolve("2", Config(numbers)), part.labels_in(Config(numbers))) == ([2], [0, 1, 2])
+    with pytest.raises(LabelError, match="numbers in another order: class 2 is called '10'"):
+        data.resolve("2", Config([f"LABEL_{number}" for number in numbers]))
+
+
+def test_a_class_that_several_of_the_model_could_be_is_left_out_and_the_others_are_not(tmp_path):
+    model = Config(["cat", "crane", "dog", "crane"])
+    data = load_images(saved(tmp_path, train=labelled([0, 1, 0, 2], ["dog", "crane", "cat"])))
+    assert data.resolve("cat", model) == [2]
+    with pytest.raises(LabelError, match=r"'crane' could be any of the classes \[1, 3\].*Rename one side"):
+        data.resolve("crane", model)
+    with pytest.raises(LabelError, match="'crane' could be any of"):
+        data.labels_in(model)  # its images would be counted as wrong answers
+    with pytest.warns(UserWarning, match="Several classes of the model are called 'crane'"):
+        clear = data.without_unclear(model)
+    assert (clear.train["label"], clear.labels_in(model)) == ([0, 0, 2], [2, UNCLEAR, 0])
+    assert clear.without_unclear(model) is clear
+
+
 def test_every_forgotten_class_has_images_and_one_class_is_left(tmp_path):
     data = load_images(save_parquet(tmp_path / "named", train=labelled([0, 1], NAMES)))
     assert data.forget_set([0, 1])["label"] == [0, 1]
@@ -381,10 +419,25 @@ def test_splits_that_name_their_classes_otherwise_are_refused(tmp_path):
         load_images(name)
 
 
-def test_a_test_split_whose_labels_are_held_back_is_none(tmp_path):
-    rows = labelled([0, 1])
-    hidden = rows.map(lambda row: {"label": -1})
-    assert load_images(saved(tmp_path, train=rows, test=hidden)).test is None
+@pytest.mark.parametrize("held_back", [-1, None, "no column"])
+def test_a_test_split_whose_labels_are_held_back_is_left_out_with_a_word(tmp_path, held_back):
+    rows = labelled([0, 1], NAMES)
+    hidden = rows.remove_columns("label")
+    if held_back != "no column":
+        hidden = hidden.add_column("label", [held_back] * 2, feature=CLASSES)
+    with pytest.warns(UserWarning, match="`test` split .* have no labels"):
+        assert load_images(saved(tmp_path / "1", train=rows, test=hidden)).test is None
+    with pytest.warns(UserWarning, match="`test` split .* have no labels"):
+        data = load_images(saved(tmp_path / "2", train=rows, test=hidden, validation=labelled([2], NAMES)))
+    assert data.test["label"] == [2]
+
+
+def test_whole_numbers_with_a_point_are_class_indices(tmp_path):
+    rows = labelled([0, 1, 1]).cast_column("label", Value("float64"))
+    data = load_images(saved(tmp_path, train=rows, test=rows))
+    assert (data.train["label"], data.test["label"], data.num_labels) == ([0, 1, 1], [0, 1, 1], 2)
+    batch = next(image_batches(rows, PROCESSOR, image_column="image", label_column="label"))
+    assert (batch["labels"].tolist(), batch["labels"].dtype) == ([0, 1, 1], torch.long)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +445,8 @@ def test_a_test_split_whose_labels_are_held_back_is_none(tmp_path):
     [
         ([0, None], Value("int64"), "without a label"),
         (["a", None], Value("string"), "without a label"),
-        ([0.0, 1.7], Value("float64"), "No column that holds labels"),
+        ([0.0, 1.7], Value("float64"), r"holds 1.7 \(row 1\), which is no class"),
+        ([0.0, float("nan")], Value("float64"), "without a label"),
         ([[0], [1]], List(Value("int64")), "No column that holds labels"),
         ([0, -2], Value("int64"), "none of|outside"),
     ],

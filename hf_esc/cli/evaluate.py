@@ -113,6 +113,8 @@ def evaluate(
         model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
     )
     data = load_images(dataset, image_column=image_column, label_column=label_column)
+    if not wish.of_images:  # else rows are counted
+        data = data.without_unclear(classifier.config)
     request = wish.found_in(data, classifier.config) if wish else None
     if request is None and not erased_labels(classifier.config):
         raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")

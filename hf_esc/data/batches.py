@@ -15,6 +15,7 @@ from datasets import Dataset, Image, IterableDataset
 from torch.utils.data import DataLoader
 
 from ..errors import ForgetSetError, ImageError
+from .columns import class_indices
 
 Batch = dict[str, torch.Tensor]
 
@@ -119,7 +120,8 @@ class ImageCollator:
         images = [self._read(number, row[self.image_column]) for number, row in rows]
         batch = dict(self.processor(images=images, return_tensors="pt"))
         if self.label_column is not None:
-            batch["labels"] = torch.tensor([row[self.label_column] for _, row in rows], dtype=torch.long)
+            labels = [row[self.label_column] for _, row in rows]
+            batch["labels"] = torch.from_numpy(class_indices(labels, self.label_column))
         return batch
 
     def _read(self, number: int, value: Any):

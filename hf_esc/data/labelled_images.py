@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from ..errors import ForgetSetError, LabelError
 from ..loading import load_processor
 from .batches import Batch, ImageCollator, NumberedRows, image_channels, ready_batches
-from .columns import find_image_column, find_label_column
-from .model_batches import NOTHING_TO_FORGET, label_mapping, processor_at_hand
+from .columns import class_indices, find_image_column, find_label_column
+from .model_batches import NOTHING_TO_FORGET, label_mapping, mapped, processor_at_hand
 
 # Number of images that are read at a time when all are read.
 _CHUNK = 256
@@ -155,12 +155,8 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what))
     image_column = find_image_column(images.features, image_column)
     label_column = find_label_column(images.features, label_column)
-    mapping = torch.tensor(label_mapping(images.features[label_column], model.config))
-    labels = torch.as_tensor(images.with_format(None)[label_column][:])
-    if labels.min() < 0 or labels.max() >= len(mapping):
-        raise LabelError(
-            f"The {what} has labels from {labels.min()} to {labels.max()}, beyond {len(mapping)} classes."
-        )
+    labels = torch.from_numpy(class_indices(images.with_format(None)[label_column][:], label_column))
+    labels = mapped(labels, label_mapping(images.features[label_column], model.config), what)
     processor = processor if processor is not None else load_processor(model)
     files = images.with_format(None).select_columns([image_column]).cast_column(image_column, Image(decode=False))
     collate = ImageCollator(processor, image_column, None, "L" if image_channels(model.config) == 1 else "RGB")
@@ -174,10 +170,10 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
 
     one = sum(value.numel() * value.element_size() for value in read([0]).values())
     if one * len(files) > memory * 2**20:
-        return LabelledImages(mapping[labels], read, fingerprints, from_files=True), processor
+        return LabelledImages(labels, read, fingerprints, from_files=True), processor
     parts = [read(list(range(start, min(start + _CHUNK, len(files))))) for start in range(0, len(files), _CHUNK)]
     kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return LabelledImages(mapping[labels], _of_tensors(kept), fingerprints, from_files=True), processor
+    return LabelledImages(labels, _of_tensors(kept), fingerprints, from_files=True), processor
 
 
 def file_fingerprints(images: datasets.Dataset, image_column: str) -> list[bytes]:

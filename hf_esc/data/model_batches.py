@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..errors import DataError, ForgetSetError, ModelError
+from ..errors import DataError, ForgetSetError, LabelError, ModelError
 from ..loading import load_processor
 from .batches import Batch, image_batches, image_channels, ready_batches
 from .columns import find_image_column, find_label_column, usual_label_columns
-from .labels import class_names, match_labels, model_label_names
+from .labels import UNCLEAR, class_names, match_labels, model_label_names
 
 NOTHING_TO_FORGET = (
     "The forget set is empty: there is nothing to look at. Check the split and the label that it was selected by."
@@ -80,7 +80,7 @@ def forget_batches(
         share=share,
     )
     bar = logging.tqdm(batches, total=total, desc=f"{what.split()[0].capitalize()} features", unit="batch")
-    return (batch if mapping is None else map_labels(batch, mapping) for batch in bar), processor
+    return (batch if mapping is None else map_labels(batch, mapping, what) for batch in bar), processor
 
 
 def _resolved_features(stream: datasets.IterableDataset, what: str):
@@ -95,27 +95,46 @@ def _resolved_features(stream: datasets.IterableDataset, what: str):
 
 
 def label_mapping(feature, config) -> list[int]:
-    """The model's class index for each class index of the data set, in order."""
+    """
+    The model's class index for each class index of the data set, in order. `UNCLEAR` where several classes of the
+    model have the name: [`mapped`] refuses images of them.
+    """
     names = model_label_names(config)
     if isinstance(feature, datasets.ClassLabel):
-        return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels)
-    if not feature.dtype.startswith(("int", "uint", "bool")):
+        return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels, unclear=True)
+    if "string" in feature.dtype:
         raise DataError(
-            f"The label column holds text or floating-point numbers ({feature.dtype}). Turn it into a ClassLabel with "
-            "`class_encode_column`, so that its names can be matched to the model's."
+            f"The label column holds text ({feature.dtype}). Turn it into a ClassLabel with `class_encode_column`, so "
+            "that its names can be matched to the model's."
         )
     return list(range(config.num_labels))
 
 
-def map_labels(batch: Batch, mapping: list[int]) -> Batch:
+def map_labels(batch: Batch, mapping: list[int], what: str = "forget set") -> Batch:
     """The batch with the data set's class indices replaced by the model's."""
-    labels = batch["labels"]
+    return batch | {"labels": mapped(batch["labels"], mapping, what)}
+
+
+def mapped(labels: torch.Tensor, mapping: list[int], what: str) -> torch.Tensor:
+    """
+    The model's class indices for those of a data set, `(N,)`.
+
+    Raises:
+        LabelError: If there is no such class, or several classes of the model have its name.
+    """
     if labels.min() < 0 or labels.max() >= len(mapping):
-        raise DataError(
-            f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes. "
-            f"Labels should be from 0 to {len(mapping) - 1}."
+        raise LabelError(
+            f"The {what} has labels from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes. They "
+            f"should be from 0 to {len(mapping) - 1}."
         )
-    return batch | {"labels": torch.tensor(mapping)[labels]}
+    found = torch.tensor(mapping)[labels]
+    if (found == UNCLEAR).any():
+        label = int(labels[found == UNCLEAR][0])
+        raise LabelError(
+            f"The {what} has images of class {label}, and several classes of the model have its name. Rename one "
+            "side: the model's `id2label`, or the data set's ClassLabel names."
+        )
+    return found
 
 
 def processor_at_hand(model: PreTrainedModel):
