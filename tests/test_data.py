@@ -1,10 +1,11 @@
 """Any data set of images goes through, or the column, the split or the image at fault is named."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
-from datasets.data_files import SPLIT_KEYWORDS
 from datasets.features import Array3D
 from PIL import Image as Pillow
 from transformers import ViTImageProcessor
@@ -12,8 +13,7 @@ from transformers import ViTImageProcessor
 from hf_esc.data import image_batches, load_images
 from hf_esc.data.batches import ready_batches
 from hf_esc.data.columns import find_image_column, find_label_column
-from hf_esc.data.folders import SPLIT_WORDS
-from hf_esc.data.image_data import TEST_SPLITS, load_pictures
+from hf_esc.data.image_data import TEST_SPLITS
 from hf_esc.data.labels import UNCLEAR
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
 
@@ -121,85 +121,10 @@ def test_a_folder_of_each_kind(tmp_path, kind):
         assert np.asarray(row["image"]).mean((0, 1)).argmax() == NAMES.index(name)
 
 
-def as_pictures(root, tree: dict[str, int]):
-    """A folder with so many pictures in each folder inside."""
-    for path, number in tree.items():
-        (root / path).mkdir(parents=True)
-        for row in range(number):
-            picture(row).save(root / path / f"{row}.png")
-    return str(root)
-
-
-@pytest.mark.parametrize(
-    ("train", "test"),
-    [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "VAL"), ("train", "Eval"), ("train", "test")],
-)
-@pytest.mark.parametrize("within", ["", "archive/", "photos [2024] (a)/"])
-def test_folders_called_like_splits_are_splits_in_every_spelling(tmp_path, train, test, within):
-    tree = {f"{within}{train}/cat": 3, f"{within}{train}/dog": 2, f"{within}{test}/cat": 1, f"{within}{test}/dog": 1}
-    data = load_images(
-        as_pictures(tmp_path, tree | {f"{within}.ipynb_checkpoints": 0, f"{within}{train}/__MACOSX": 1})
-    )
-    assert (data.train["label"], data.label_names) == ([0] * 3 + [1] * 2, ["cat", "dog"])
-    assert data.test["label"] == [0, 1]
-
-
-def test_a_class_can_be_called_like_a_split(tmp_path):
-    data = load_images(as_pictures(tmp_path, {"car": 2, "plane": 1, "train": 3}))
-    assert (data.label_names, data.train["label"]) == (["car", "plane", "train"], [0, 0, 1, 2, 2, 2])
-    within = load_images(
-        as_pictures(tmp_path / "2", {"train/car": 2, "train/train": 3, "test/car": 1, "test/train": 1})
-    )
-    assert (within.label_names, within.train["label"], within.test["label"]) == (
-        ["car", "train"],
-        [0, 0, 1, 1, 1],
-        [0, 1],
-    )
-
-
-def test_a_split_without_folders_for_its_classes_is_left_out_with_a_word(tmp_path):
-    with pytest.warns(UserWarning, match="no folder for each class"):
-        data = load_images(as_pictures(tmp_path, {"train/cat": 2, "train/dog": 2, "test": 4}))
-    assert (len(data.train), data.test) == (4, None)
-
-
-def test_pictures_without_labels_are_in_their_splits(tmp_path):
-    root = as_pictures(tmp_path, {"train": 3, "test": 2, "eval": 1})
-    assert len(load_pictures(root)) == 3
-    with pytest.raises(DataError, match="No column that holds labels"):
-        load_images(root)
-
-
-def test_what_lies_beside_pictures_changes_nothing(tmp_path):
-    root = as_pictures(tmp_path, {"Car": 2, "Plane": 1, "Train": 3})
-    (tmp_path / "README.txt").write_text("pictures")
-    (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
-    assert load_images(root).label_names == ["Car", "Plane", "Train"]
-
-
-def test_folders_of_tables_are_left_to_datasets(tmp_path):
-    for split, rows in (("train", [0, 1, 2]), ("test", [1])):
-        (tmp_path / split / "part-0").mkdir(parents=True)
-        labelled(rows, NAMES).to_parquet(tmp_path / split / "part-0" / "0.parquet")
-    data = load_images(str(tmp_path))
-    assert (len(data.train), len(data.test)) == (3, 1)
-
-
-def test_folders_that_datasets_would_take_for_training_are_refused(tmp_path):
-    as_pictures(tmp_path / "table", {"Train/cat": 1, "Test/cat": 1})
-    (tmp_path / "table" / "Train" / "metadata.csv").write_text("file_name,label\ncat/0.png,3\n")
-    with pytest.raises(DataError, match="Write the folder's name in small letters"):
-        load_images(str(tmp_path / "table"))
-
-
 @pytest.mark.parametrize("split", TEST_SPLITS)
 def test_test_images_alone_are_not_taken_for_training_images(tmp_path, split):
     with pytest.raises(DataError, match=f"has no `train` split, only '{split}'"):
         load_images(saved(tmp_path, **{split: labelled([0, 1], NAMES)}))
-
-
-def test_the_words_of_splits_are_those_of_datasets():
-    assert {str(split): tuple(words) for split, words in SPLIT_KEYWORDS.items()} == SPLIT_WORDS
 
 
 def test_one_split_is_for_training_and_one_saved_alone_too(tmp_path):
@@ -368,6 +293,25 @@ def test_every_mode_and_size_goes_through_as_rgb():
     # As `pipeline("image-classification")` reads them.
     expected = PROCESSOR(images=[sixteen_bit.convert("RGB")], return_tensors="pt")["pixel_values"]
     assert torch.equal(batch[7:8], expected)
+
+
+def test_more_than_eight_bits_are_read_as_pipeline_does_with_a_word():
+    deep = Pillow.fromarray(np.full((9, 7), 60000, dtype=np.uint16))
+    with pytest.warns(UserWarning, match=r"Image 1 has values up to 60000 \(mode I;16\)") as said:
+        pixels(rows(encoded(picture()), encoded(deep), encoded(deep)))
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels(rows(encoded(Pillow.fromarray(np.full((9, 7), 255, dtype=np.uint16)))))
+
+
+def test_images_of_unequal_sizes_are_named_and_one_by_one_they_pass():
+    keeps_shape = ViTImageProcessor(size={"shortest_edge": 8})
+    unequal = rows(*(encoded(picture(0, size=size)) for size in ((16, 16), (16, 32), (16, 16))))
+    with pytest.raises(ImageError, match=r"different sizes, such as .*8, 8.* and .*16, 8.* \(images 0 and 1\)"):
+        pixels(unequal, processor=keeps_shape)
+    batches = image_batches(unequal, keeps_shape, image_column="image", batch_size=1)
+    assert [batch["pixel_values"].shape[2:] for batch in batches] == [(8, 8), (16, 8), (8, 8)]
 
 
 def test_a_grey_model_gets_grey_images():

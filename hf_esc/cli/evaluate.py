@@ -71,6 +71,7 @@ def evaluate(
             metavar="DIR", help="Keep features there; a run that was cut off goes on with them.", show_default=False
         ),
     ] = None,
+    dataset_config: options.DatasetConfig = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     batch_size: options.BatchSize = 64,
@@ -107,17 +108,18 @@ def evaluate(
     _check_output(output)
     from ..data.image_data import load_images
     from ..data.labels import erased_labels
-    from ..loading import load_classifier
+    from ..loading import load_classifier, load_config
 
-    classifier: Any = load_classifier(
-        model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
-    )
-    data = load_images(dataset, image_column=image_column, label_column=label_column)
-    if not wish.of_images:  # else rows are counted
-        data = data.without_unclear(classifier.config)
-    request = wish.found_in(data, classifier.config) if wish else None
-    if request is None and not erased_labels(classifier.config):
+    source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    config = load_config(model, **source)
+    if not wish and not erased_labels(config):
         raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")
+    data = load_images(dataset, image_column=image_column, label_column=label_column, dataset_config=dataset_config)
+    request = wish.found_early(data, config) if wish else None
+    classifier: Any = load_classifier(model, device=device, **source)
+    if wish and request is None:
+        request = wish.found_in(data, classifier.config)
+    data = request.data if request is not None else data.without_unclear(classifier.config)
     loading: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
     before = _original(original, model, classifier, **loading)
     retrained = load_classifier(reference, **loading) if reference is not None else None

@@ -63,6 +63,17 @@ class Wish:
             raise OptionError(f"What is to be forgotten? Name it with {WAYS}.")
         return self
 
+    def found_early(self, data: ImageData, config: Any) -> Request | None:
+        """
+        The same as `found_in`, from a configuration, before the weights are read.
+
+        None of a checkpoint that may have no head: its labels mean nothing, and to load it says so.
+        """
+        from ..modeling.configuration_esc import is_erased
+
+        classifier = any("ImageClassification" in name for name in getattr(config, "architectures", None) or ())
+        return self.found_in(data, config) if classifier or is_erased(config) else None
+
     def found_in(self, data: ImageData, config: Any) -> Request:
         """
         What it means in a data set, for the model with this `config`.

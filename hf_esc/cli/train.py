@@ -50,6 +50,9 @@ class Arguments:
         default=False, metadata={"help": "Do not fail (exit code 3) if what was to be forgotten is not gone."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Write over a model in the output folder."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "The configuration of the data set, if it has several."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "The column with the images."})
     label_column: str | None = field(default=None, metadata={"help": "The column with the labels."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
@@ -95,16 +98,19 @@ def train(context: typer.Context) -> None:
     clock = Clock()
 
     from ..data.image_data import load_images
-    from ..loading import load_classifier, load_processor
+    from ..loading import load_classifier, load_config, load_processor
 
-    original = load_classifier(
-        arguments.model,
-        device=training.device,
-        revision=arguments.revision or "main",
-        trust_remote_code=arguments.trust_remote_code,
+    source = {"revision": arguments.revision or "main", "trust_remote_code": arguments.trust_remote_code}
+    config = load_config(arguments.model, **source)
+    data = load_images(
+        arguments.dataset,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        dataset_config=arguments.dataset_config,
     )
-    data = load_images(arguments.dataset, image_column=arguments.image_column, label_column=arguments.label_column)
-    request = wish.found_in(data, original.config)
+    found = wish.found_early(data, config)
+    original = load_classifier(arguments.model, device=training.device, **source)
+    request = found or wish.found_in(data, original.config)
     kept = retain_set(method, arguments.retain, request, original.config)
     processor = load_processor(original)
     clock.lap("load")

@@ -10,10 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Value, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Value,
+    get_dataset_config_names,
+    load_dataset,
+    load_from_disk,
+)
 
 from .. import embedded
 from ..errors import DataError, ForgetSetError, LabelError, warn
+from ..loading import refuse_missing_folder, why_not_loaded
 from .batches import Batch, image_batches
 from .columns import class_indices, find_image_column, find_label_column, is_missing
 from .folders import how_to_load
@@ -201,6 +210,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     revision: str | None = None,
+    dataset_config: str | None = None,
 ) -> ImageData:
     """
     Load a labelled image data set.
@@ -213,6 +223,7 @@ def load_images(
         label_column (`str`, *optional*): The column with the labels. By default, it is found if there is one
             candidate other than `coarse_label`.
         revision (`str`, *optional*): Revision on the Hub.
+        dataset_config (`str`, *optional*): The configuration of a data set that has several.
 
     Returns:
         [`ImageData`]
@@ -220,7 +231,7 @@ def load_images(
     Raises:
         DataError: If there is no such data set, it has no training split, or its columns are not clear.
     """
-    splits = _load_splits(name, revision)
+    splits = _load_splits(name, revision, dataset_config)
     # One split of another name is all there is, unless its name says that it is not for training.
     train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
     if train_name not in splits or train_name in TEST_SPLITS:
@@ -273,7 +284,7 @@ def load_pictures(name: str) -> Dataset:
     Raises:
         DataError: If the data set cannot be loaded.
     """
-    splits = _load_splits(name, None)
+    splits = _load_splits(name, None, None)
     return splits["train"] if "train" in splits else next(iter(splits.values()))
 
 
@@ -312,23 +323,34 @@ def _is_held_back(label: Any) -> bool:
     return is_missing(label) or label == -1
 
 
-def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
+def _load_splits(name: str, revision: str | None, config: str | None) -> dict[str, Dataset]:
     if name == embedded.NAME:
         # Read straight from the package, without a copy in the datasets cache.
         return {path.stem: Dataset(parquet.read_table(path)) for path in sorted(embedded.DATASET.glob("*.parquet"))}
     folder = Path(name)
     try:
+        refuse_missing_folder(name)
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             loaded = load_from_disk(name)
-        elif folder.is_dir() and (arguments := how_to_load(folder)) is not None:
+        elif config is None and folder.is_dir() and (arguments := how_to_load(folder)) is not None:
             loaded = load_dataset("imagefolder", **arguments)
         else:
-            loaded = load_dataset(name, revision=revision)
+            loaded = load_dataset(name, config, revision=revision)
     except DataError:
         raise
     except Exception as error:  # `datasets` raises a dozen types of error, from every file format that it reads
         raise DataError(
-            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {str(error).rstrip('.')}. It should be "
+            f"The data set {name!r} cannot be loaded: {_why_not(error, name, revision)} It should be "
             "`embedded`, a folder with parquet files or with one folder of images per class, or an id on the Hub."
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+
+
+def _why_not(error: Exception, name: str, revision: str | None) -> str:
+    if isinstance(error, ValueError) and "Config name is missing" in str(error):
+        configs = get_dataset_config_names(name, revision=revision)
+        return (
+            f"It has several configurations, {', '.join(map(repr, configs))}. Name one with `dataset_config` "
+            "(`--dataset-config` on the command line)."
+        )
+    return why_not_loaded(error, name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -15,9 +17,65 @@ from .batches import Batch, image_batches, image_channels, ready_batches
 from .columns import find_image_column, find_label_column, usual_label_columns
 from .labels import UNCLEAR, class_names, match_labels, model_label_names
 
+# Libraries whose modules or tensors hold quantised weights.
+QUANTISERS = {"torchao", "torch.ao", "bitsandbytes", "quanto", "optimum", "hqq", "gptqmodel", "auto_gptq", "awq"}
 NOTHING_TO_FORGET = (
     "The forget set is empty: there is nothing to look at. Check the split and the label that it was selected by."
 )
+
+
+def check_model(model: Any) -> None:
+    """
+    Raise unless this is a classifier of transformers: the model itself, and nothing around it.
+
+    Raises:
+        ModelError: With the way to the classifier inside.
+    """
+    if isinstance(model, PreTrainedModel):
+        return
+    name = type(model).__name__
+    if isinstance(model, str | Path):
+        raise ModelError(f"{str(model)!r} is the name of a model. Load it first, with `hf_esc.load_classifier`.")
+    advice = "Load one with `AutoModelForImageClassification`."
+    if hasattr(model, "_orig_mod"):
+        advice = "It was compiled. Pass the classifier inside it, `model._orig_mod`, and compile the result."
+    elif hasattr(model, "merge_and_unload"):
+        advice = "Adapters are added to its layers. Pass the classifier with these merged, `model.merge_and_unload()`."
+    elif isinstance(getattr(model, "module", None), torch.nn.Module):
+        advice = "Pass the classifier inside it, `model.module`."
+    elif type(model).__module__.split(".")[0] == "timm":
+        advice = (
+            "Wrap it: `TimmWrapperForImageClassification(TimmWrapperConfig(architecture=…, num_labels=…))`, and load "
+            "its weights into the `timm_model` of that."
+        )
+    raise ModelError(f"This is no image classifier of transformers, but a {name}. {advice}")
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """
+    Raise where the weights are not those that `save_pretrained` writes and `from_pretrained` reads.
+
+    Raises:
+        ModelError: If the model is quantised, or adapters are added to its layers.
+    """
+    made_by = {_library(module) for module in model.modules()} | {_library(weight) for weight in model.parameters()}
+    if "peft" in made_by:
+        raise ModelError(
+            "Adapters are added to layers of this model, and a checkpoint of it would not load. Merge them into the "
+            "weights first, with `merge_and_unload()` of the PeftModel, and pass what that returns."
+        )
+    whole = all(weight.is_floating_point() or weight.is_complex() for weight in model.parameters())
+    if not whole or made_by & QUANTISERS or getattr(model, "hf_quantizer", None) is not None:
+        raise ModelError(
+            "The weights of this model are quantised. Erase in full precision, then quantise the result: the "
+            "projection is kept."
+        )
+
+
+def _library(thing: Any) -> str:
+    """The library that a module or a tensor is of; of torch, whether it is a quantised one."""
+    module = type(thing).__module__
+    return "torch.ao" if module.startswith("torch.ao.") else module.split(".")[0]
 
 
 def forget_batches(
@@ -39,6 +97,7 @@ def forget_batches(
     `share` is the shard of this process, as in [`image_batches`]; ready batches are not sharded. `what` names the set
     in errors. With `with_labels=False` the batches have no labels, even if the set has some.
     """
+    check_model(model)
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
             f"The {what} should be one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
