@@ -1,6 +1,6 @@
 """`hf-esc erase`: from a classifier and a class to a checkpoint that has forgotten it."""
 
-import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ import typer
 
 from ..errors import OptionError, RankError
 from ..methods import METHODS
-from ..saving import check_output, write_folder
+from ..saving import check_output, own_folder, write_folder
 from . import options
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
@@ -135,7 +135,8 @@ def erase(
     from ..loading import load_classifier, load_config, load_processor
     from .runners import runner
 
-    with tempfile.TemporaryDirectory() as scratch:
+    # Only a Trainer needs a folder of its own.
+    with own_folder(None, "hf_esc-") if row.trained else nullcontext() as scratch:
         # Refuse wrong settings before the model is loaded.
         run = runner(
             row,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LabelError, OptionError, OutputError
+from ..saving import check_place, reported
 from . import options
 from .measure import beside_original
 from .report import accuracy_table, print_json
@@ -106,6 +107,8 @@ def evaluate(
             "--feature-dir out with it."
         )
     _check_output(output)
+    if feature_dir is not None:
+        check_place(feature_dir)
     from ..data.image_data import load_images
     from ..data.labels import erased_labels
     from ..loading import load_classifier, load_config
@@ -147,7 +150,8 @@ def evaluate(
         feature_dir=feature_dir,
     )
     if output is not None:
-        output.write_text(report.to_json() + "\n")
+        with reported(output):
+            output.write_text(report.to_json() + "\n")
     _print_report(model, dataset, report, as_json=json)
 
 
@@ -157,6 +161,8 @@ def _check_output(output: Path | None) -> None:
         raise OutputError(f"The report {output} is a folder. Name a file.")
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
+    if output is not None:
+        check_place(output.absolute().parent)
 
 
 def _print_report(model: str, dataset: str, report: Any, *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import OptionError, OutputError
 from ..methods import METHODS
+from ..saving import check_place
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
@@ -168,8 +169,7 @@ def _joined(words: list[str]) -> list[str]:
 
 def _check_output(output: Path, *, resume: Any, overwrite: bool) -> None:
     """Say before the work what would go wrong after it."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"The output {output} is a file. Name a folder.")
+    check_place(output)
     if resume is None and any(output.glob("checkpoint-*")):
         raise OutputError(
             f"There are checkpoints in {output}. Go on with them, `--resume_from_checkpoint True`, or remove them."
