@@ -215,8 +215,8 @@ def write_into(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def reported(folder: Path) -> Iterator[None]:
-    """What the file system says, as an [`OutputError`]."""
+def reported(folder: Path, *, left: str = "Nothing of it is there.") -> Iterator[None]:
+    """What the file system says, as an [`OutputError`] that also says what is left in the folder."""
     try:
         yield
     except HfEscError:
@@ -227,8 +227,8 @@ def reported(folder: Path) -> Iterator[None]:
         if not of_disk and type(error).__name__ != "SafetensorError":
             raise
         raise OutputError(
-            f"The output {folder} cannot be written: {error}. Nothing of it is there. Mend the cause, or name another "
-            "folder, and run again."
+            f"The output {folder} cannot be written: {error}. {left} Mend the cause, or name another folder, and run "
+            "again."
         ) from error
 
 

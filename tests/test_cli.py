@@ -185,6 +185,7 @@ BAD = {
     # The label is looked up before the weights are read: here there are none.
     "unknown label of a large model": ({"forget": "boot", "model": "{tmp}/no_weights"}, ["Near it: 'Ankle boot'"]),
     "a model of text": ({"model": "{tmp}/bert"}, ["is a bert model", "no image classification"]),
+    "a configuration of what has none": ({"dataset": "embedded", "dataset-config": "a"}, ["has no configurations"]),
     "no such configuration": ({"dataset-config": "small"}, ["small"]),
     "no label": ({"forget": ","}, ["No label to forget"]),
     "number of no class": ({"forget": "10"}, ["no class 10"]),

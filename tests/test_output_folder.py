@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_esc import saving
+from hf_esc.data import load_images
 from hf_esc.errors import OutputError
 from hf_esc.saving import check_output, check_place, make_own_folder, own_folder, write_folder, write_into
 
@@ -274,6 +275,24 @@ def test_a_folder_for_temporary_files_is_gone_when_its_run_is(tmp_path):
         (folder / "features.arrow").touch()
         assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["esc-t", "delete"])
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_is_said(hf_esc, clothes, tmp_path, method):
+    resource = pytest.importorskip("resource")
+    load_images(clothes)  # what `datasets` writes is written before
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = ("--method", method, "--forget", "Trouser", "--max_steps", 1, "--save_steps", 1, "--no_evaluate")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        code, _, err = hf_esc(
+            "train", "--model", "embedded/resnet", "--dataset", clothes, "--output_dir", tmp_path / "out", *options
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, "out cannot be written: " in err) == (2, True), err
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody can make a file")

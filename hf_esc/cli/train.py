@@ -8,7 +8,7 @@ import typer
 
 from ..errors import OptionError, OutputError
 from ..methods import METHODS
-from ..saving import check_place
+from ..saving import check_place, reported
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
@@ -117,10 +117,12 @@ def train(context: typer.Context) -> None:
     clock.lap("load")
     with collected_warnings() as incomplete:
         trainer = make_trainer(method, original, training, request, kept, processor, logs=True)
-        trainer.train(resume_from_checkpoint=resume)
-        clock.lap("erase")
-        trainer.save_model()
-        clock.lap("save")
+        # The Trainer of transformers writes checkpoints.
+        with reported(output, left="The last checkpoint may not be whole."):
+            trainer.train(resume_from_checkpoint=resume)
+            clock.lap("erase")
+            trainer.save_model()
+            clock.lap("save")
     if not trainer.is_world_process_zero():
         return
     erased = trainer.result

@@ -324,13 +324,16 @@ def _is_held_back(label: Any) -> bool:
 
 
 def _load_splits(name: str, revision: str | None, config: str | None) -> dict[str, Dataset]:
+    folder = Path(name)
+    on_disk = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    if config is not None and (name == embedded.NAME or on_disk):
+        raise DataError(f"The data set {name!r} has no configurations. Leave out {config!r} (`dataset_config`).")
     if name == embedded.NAME:
         # Read straight from the package, without a copy in the datasets cache.
         return {path.stem: Dataset(parquet.read_table(path)) for path in sorted(embedded.DATASET.glob("*.parquet"))}
-    folder = Path(name)
     try:
         refuse_missing_folder(name)
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        if on_disk:
             loaded = load_from_disk(name)
         elif config is None and folder.is_dir() and (arguments := how_to_load(folder)) is not None:
             loaded = load_dataset("imagefolder", **arguments)
@@ -353,4 +356,5 @@ def _why_not(error: Exception, name: str, revision: str | None) -> str:
             f"It has several configurations, {', '.join(map(repr, configs))}. Name one with `dataset_config` "
             "(`--dataset-config` on the command line)."
         )
-    return why_not_loaded(error, name)
+    kind = f"{type(error).__name__}: " if Path(name).exists() else ""
+    return f"{kind}{why_not_loaded(error, name)}"

@@ -149,7 +149,8 @@ def _resolved_features(stream: datasets.IterableDataset, what: str):
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what)) from None
     except Exception as error:  # pyarrow and datasets raise many types
         raise DataError(
-            f"The columns of the {what} are not known ({error}). Pass `features=` to its `map`."
+            f"The columns of the {what} are not known ({error}). Give `features=` where it is made, to "
+            "`from_generator` or `map`."
         ) from error
 
 

@@ -24,7 +24,7 @@ from ..features.sites import SiteGroup
 from ..ledger.record import IN_FRONT, Unchanged, refuse_all_classes, warn_if_incomplete
 from ..modeling.factors import LowRankFactor, MaskedFactor
 from ..modeling.modeling_esc import ESCModel
-from ..saving import make_own_folder, remove_own_folder
+from ..saving import make_own_folder, remove_own_folder, reported
 from .feature_source import FeatureSource
 from .feature_store import ForgetFeatures, SharesLoader
 from .forgetting_trainer import ForgettingTrainer, nothing_to_forget
@@ -126,7 +126,8 @@ class ESCTTrainer(ForgettingTrainer):
         self._folder = make_own_folder(args.feature_cache_dir, "hf_esc-")
         weakref.finalize(self, remove_own_folder, self._folder)
         self._evaluated = 0
-        features, weights = self._source.features(forget_set, self._folder / "forget.arrow")
+        with reported(self._folder):
+            features, weights = self._source.features(forget_set, self._folder / "forget.arrow")
         # Remember it now: evaluation sets go through the same source, and can be of the other kind.
         self._features_are = "given" if self._source.given else "images"
         super().__init__(
