@@ -74,6 +74,7 @@ CALLED = {
 
 # Classes, attributes of classes, and modules.
 THERE = (
+    "datasets.packaged_modules.imagefolder.imagefolder.ImageFolder.EXTENSIONS",
     "evaluate.evaluation_suite.evaluation_module_factory",
     "evaluate.inspect.evaluation_module_factory",
     "huggingface_hub.constants.HF_HUB_CACHE",
@@ -110,6 +111,7 @@ ON_OBJECTS = (
     "evaluate.Metric().writer",
     "evaluate.MetricInfo().format",
     "torch.autograd.Node().next_functions",
+    "torch._dynamo.OptimizedModule()._orig_mod",
     "torch.nn.Module()._forward_hooks",
     "torch.nn.Module()._forward_pre_hooks",
     "transformers.HfArgumentParser()._option_string_actions",
@@ -307,6 +309,7 @@ def made(kind: str, folder: Path):
         "datasets.Dataset": lambda: datasets.Dataset.from_dict({"a": [1]}),
         "evaluate.Metric": lambda: Metric(cache_dir=str(folder)),
         "evaluate.MetricInfo": lambda: Metric(cache_dir=str(folder)).info,
+        "torch._dynamo.OptimizedModule": lambda: torch.compile(torch.nn.Linear(1, 1), backend="eager"),
         "torch.autograd.Node": lambda: torch.ones(1, requires_grad=True).exp().grad_fn,
         "torch.nn.Module": torch.nn.Module,
         "transformers.HfArgumentParser": lambda: transformers.HfArgumentParser(transformers.TrainingArguments),

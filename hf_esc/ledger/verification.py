@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from ..errors import CheckpointError, ModelError
+from ..loading import why_not_loaded
 from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
@@ -80,7 +81,8 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
         yield Check("erased model", False, str(error))
         return
     except (OSError, ValueError) as error:
-        raise ModelError(f"There is no checkpoint to verify at {source!r}: {error}") from error
+        why = why_not_loaded(error, source)
+        raise ModelError(f"There is no checkpoint to verify at {source!r}: {why}") from error
     if not is_erased(config):
         plain = f"{source} is a {config.model_type!r} model without a projection"
         ledger = getattr(config, "erasures", None)

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from ..features.sites import SiteGroup
 from ..ledger.record import IN_FRONT, Unchanged, refuse_all_classes, warn_if_incomplete
 from ..modeling.factors import LowRankFactor, MaskedFactor
 from ..modeling.modeling_esc import ESCModel
+from ..saving import make_own_folder, remove_own_folder, reported
 from .feature_source import FeatureSource
 from .feature_store import ForgetFeatures, SharesLoader
 from .forgetting_trainer import ForgettingTrainer, nothing_to_forget
@@ -124,10 +123,11 @@ class ESCTTrainer(ForgettingTrainer):
         self._source = FeatureSource(model, args, processing_class, image_column, label_column, sites)
         if args.feature_cache_dir is not None:
             Path(args.feature_cache_dir).mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="hf_esc-", dir=args.feature_cache_dir))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder = make_own_folder(args.feature_cache_dir, "hf_esc-")
+        weakref.finalize(self, remove_own_folder, self._folder)
         self._evaluated = 0
-        features, weights = self._source.features(forget_set, self._folder / "forget.arrow")
+        with reported(self._folder):
+            features, weights = self._source.features(forget_set, self._folder / "forget.arrow")
         # Remember it now: evaluation sets go through the same source, and can be of the other kind.
         self._features_are = "given" if self._source.given else "images"
         super().__init__(
