@@ -2,23 +2,39 @@
 
 import inspect
 import re
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
 from transformers import TrainingArguments
 
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
-from hf_esc.errors import CheckpointError, ForgetSetError, ModelError, OptionError
+from hf_esc.errors import CheckpointError, ForgetSetError, IncompleteErasureWarning, ModelError, OptionError
 from hf_esc.training.checkpoints import last_checkpoint, refuse_another_run
 from hf_esc.training.forgetting_trainer import ForgettingTrainer
 from hf_esc.unlearning import METHODS, DELETEArguments, DELETETrainer, UnlearningTrainer
 
 from . import esc_t, unlearning
-from .unlearning import forget_set, learnt
+from .unlearning import forget_set, learnt, same
 
+KEPT = {"per_device_train_batch_size": 8, "num_train_epochs": 4}
+KEPT |= {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
 TRAINERS = {"esc-t": ESCTTrainer, **METHODS}
 MAKE = {"esc-t": lambda **given: esc_t.made(learnt(), forget_set(), **given), "delete": None}
 MAKE["delete"] = lambda **given: unlearning.made("delete", **given)
+
+
+def quietly_trained(trainer, resume=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", IncompleteErasureWarning)
+        trainer.train(resume)
+    return trainer
+
+
+def state(trainer) -> dict:
+    """What was trained, of the model that came out."""
+    return dict(trainer.result.state_dict())
 
 
 @pytest.mark.parametrize("name", TRAINERS)
@@ -85,13 +101,60 @@ def test_a_run_cannot_change_what_its_ledger_says(method):
     assert trainer.run().keys() - settings == trainer.identity().keys()
 
 
-def test_the_last_checkpoint_is_the_last_that_is_whole(tmp_path):
-    for step, whole in ((5, True), (20, True), (100, False)):
+# What a kill leaves of a checkpoint, by the file that was being written: how much of it is there, None if none.
+CUT_OFF = {
+    "the weights": ("mask.safetensors", "model.safetensors", 0.5),
+    "the optimizer": ("optimizer.safetensors", "optimizer.safetensors", 0.9),
+    "the last file": ("trainer_state.json", "trainer_state.json", 0.5),
+    "before the last file": ("trainer_state.json", "trainer_state.json", None),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run of each method, and the folder with its second and fourth checkpoint."""
+    found = {}
+    for method, make in MAKE.items():
+        folder = tmp_path_factory.mktemp(method)
+        trainer = quietly_trained(make(output_dir=str(folder), **KEPT))
+        for checkpoint in folder.glob("checkpoint-*"):
+            if checkpoint.name not in ("checkpoint-2", "checkpoint-4"):
+                shutil.rmtree(checkpoint)
+        found[method] = trainer, folder
+    return found
+
+
+@pytest.mark.parametrize("what", CUT_OFF)
+@pytest.mark.parametrize("method", MAKE)
+def test_a_run_goes_on_from_the_newest_checkpoint_that_is_whole(method, what, tmp_path, runs):
+    whole, folder = runs[method]
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    mask, model, share = CUT_OFF[what]
+    file = tmp_path / "checkpoint-4" / (mask if method == "esc-t" else model)
+    content = file.read_bytes()
+    file.unlink()
+    if share is not None:
+        file.write_bytes(content[: int(share * len(content))])
+    again = MAKE[method](output_dir=str(tmp_path), **KEPT)
+    with pytest.raises(CheckpointError, match=re.escape(file.name)):
+        again.train(str(file.parent))
+    skipped = rf"goes on from .*checkpoint-2\. .* not whole: checkpoint-4 \(.*{re.escape(file.name)}"
+    with pytest.warns(UserWarning, match=skipped):
+        quietly_trained(again, True)
+    assert same(state(again), state(whole))
+
+
+def test_where_no_checkpoint_is_whole_each_is_said_to_lack_something(tmp_path):
+    for step in (5, 20):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        if whole:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-20" / "trainer_state.json").write_text("{")
     (tmp_path / "checkpoint-best").mkdir()
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-20")
+    with pytest.raises(CheckpointError, match=r"none is whole: checkpoint-20 \(trainer_state.json .* checkpoint-5 \("):
+        last_checkpoint(tmp_path)
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-5" / "model.safetensors.index.json").write_text('{"weight_map": {"a": "part-1"}}')
+    with pytest.raises(CheckpointError, match=r"checkpoint-5 \(it has no part-1\)"):
+        last_checkpoint(tmp_path)
 
 
 def test_every_difference_between_two_runs_is_named():

@@ -16,7 +16,7 @@ from transformers.trainer_utils import TrainOutput
 from ..errors import ForgetSetError, ModelError
 from ..ledger.record import Unchanged, ledger_record, refuse_incomplete
 from ..saving import write_into
-from .checkpoints import last_checkpoint
+from .checkpoints import LAST_FILE, last_checkpoint
 from .epochs import as_it_is
 from .forgetting_args import ForgettingArguments
 from .safetensors_trainer import SafetensorsTrainer
@@ -232,12 +232,16 @@ class ForgettingTrainer(SafetensorsTrainer):
     # What is saved.
 
     def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            # A checkpoint of an earlier run is no longer whole once this one is written into it.
+            (folder / LAST_FILE).unlink(missing_ok=True)
         self._saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._saving_checkpoint = False
-        self._last_checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self._last_checkpoint = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if self._saving_checkpoint:

@@ -22,7 +22,7 @@ from ..features.stream import model_inputs
 from ..ledger.record import WEIGHTS
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
-from ..training.checkpoints import refuse_another_run
+from ..training.checkpoints import refuse_another_run, refuse_damaged
 from ..training.forgetting_trainer import ForgettingTrainer
 from ..training.steps import PairedLoader, Schedule, Step, alone, mixed, paired, shuffled
 from .checks import (
@@ -384,6 +384,7 @@ class UnlearningTrainer(ForgettingTrainer):
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is no checkpoint of {self.method}: {error}") from error
         refuse_another_run(folder, stored, self.run())
+        refuse_damaged(folder)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._last_checkpoint = folder
 
