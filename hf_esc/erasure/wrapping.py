@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TypeVar
 
+from accelerate.utils import is_compiled_module
 from transformers import PreTrainedModel
 
 from ..data.batches import Batch
@@ -60,6 +61,11 @@ def copy_of_model(model: Model) -> Model:
         ModelError: If the model is offloaded, is the inside of an erased one, or gives an image no one class.
         LabelError: If the model does not number its classes from 0 on.
     """
+    if is_compiled_module(model):
+        raise ModelError(
+            "The model is wrapped by `torch.compile`, and would be saved under names that nothing loads. Pass "
+            "`model._orig_mod`, and compile the result; or compile it in place, `model.compile()`."
+        )
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
     if not is_erased(model):
