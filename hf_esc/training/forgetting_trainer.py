@@ -293,6 +293,8 @@ class ForgettingTrainer(SafetensorsTrainer):
         self._last_checkpoint = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return  # one process writes: another one would take its files away
         if self._saving_checkpoint:
             super()._save(output_dir, state_dict)
             return

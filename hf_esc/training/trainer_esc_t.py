@@ -355,10 +355,9 @@ class ESCTTrainer(ForgettingTrainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
         if self._saving_checkpoint:
-            save_masks(Path(output_dir or self.args.output_dir or "."), self.model, self.run())
+            if self.args.should_save:
+                save_masks(Path(output_dir or self.args.output_dir or "."), self.model, self.run())
             return
         if self._finished() is not None and not self.args.threshold:
             raise MaskError(
