@@ -17,11 +17,11 @@ from hf_esc.training.settings import DECIDING
 from hf_esc.unlearning import DELETEArguments
 
 from .forgetting import made, quietly_trained, state
-from .unlearning import same, trained
+from .unlearning import retain_set, same, trained
 
 BOTH = ["esc-t", "delete"]
-KEPT = {"per_device_train_batch_size": 8, "num_train_epochs": 4}
-KEPT |= {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+RUN = {"per_device_train_batch_size": 8, "num_train_epochs": 4}
+KEPT = RUN | {"save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
 
 
 # Checkpoints
@@ -155,7 +155,7 @@ def test_a_run_does_not_go_on_with_another_setting(method, name, runs):
         return
     checkpoint = runs[method][1] / "checkpoint-4"
     with pytest.raises(CheckpointError, match=rf"of another run: .*{told} was {message}"):
-        made(method, **KEPT | more | {name: value}).train(str(checkpoint))
+        made(method, **RUN | more | {name: value}).train(str(checkpoint))
 
 
 @pytest.mark.parametrize("method", BOTH)
@@ -199,7 +199,7 @@ def test_images_that_no_step_took_are_not_said_to_be_trained_on(method, steps, d
 @pytest.mark.parametrize("method", BOTH)
 def test_more_time_is_given_to_a_mask_alone_and_where_no_schedule_depends_on_it(method, runs):
     checkpoint = str(runs[method][1] / "checkpoint-4")
-    longer = KEPT | {"num_train_epochs": 5}
+    longer = RUN | {"num_train_epochs": 5}
     if method == "esc-t":
         assert quietly_trained(made(method, **longer), checkpoint).result is not None
         assert made(method, lr_scheduler_type="linear").may_change == {"tolerance"}
@@ -235,8 +235,12 @@ def test_what_a_run_would_ignore_or_fail_on_is_refused(kind, given):
 
 
 @pytest.mark.parametrize("method", BOTH)
-def test_an_optimizer_that_was_set_by_hand_is_refused(method):
-    trainer = made(method, **KEPT)
+def test_what_is_set_on_a_trainer_by_hand_is_refused(method):
+    trainer = made(method, **RUN)
+    trainer.train_dataset, given = retain_set(), trainer.train_dataset
+    with pytest.raises(OptionError, match=r"`trainer.train_dataset` was set, .* `forget_set`"):
+        trainer.train()
+    trainer.train_dataset = given
     for name, instead in (("optimizer", "optimizer_cls_and_kwargs"), ("lr_scheduler", "args.lr_scheduler_type")):
         setattr(trainer, name, torch.optim.SGD(trainer.model.parameters(), lr=1.0))
         with pytest.raises(OptionError, match=f"`trainer.{name}` was set, .* `{instead}`"):

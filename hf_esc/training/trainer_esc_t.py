@@ -86,7 +86,8 @@ class ESCTTrainer(ForgettingTrainer):
         LabelError: If the model does not have a label, or no class would be left.
         SiteError: If the model has no classification head, or one that cannot be run on its features alone.
         MaskError: By `train()`, if the mask erases nothing in the end.
-        CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model or forget set.
+        CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model, forget set or
+            settings.
 
     Warns:
         IncompleteErasureWarning: By `train()`, if the limit was reached with more forget images right than allowed.
