@@ -77,7 +77,6 @@ class ForgettingTrainer(SafetensorsTrainer):
         self._best_step: int | None = None
         self._last_checkpoint: Path | None = None
         self._left_by_run: dict[str, Any] = {}
-        self._given_images = train_dataset
         self._given_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         super().__init__(
             model=model,
@@ -179,7 +178,7 @@ class ForgettingTrainer(SafetensorsTrainer):
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is of another model, other images or other settings.
-            OptionError: If an optimizer, a schedule or a data set was set on the trainer.
+            OptionError: If an optimizer or a schedule was set on the trainer.
             MaskError: If a mask erases nothing in the end.
             DivergenceError: If the loss or a weight is no longer finite.
         """
@@ -199,12 +198,10 @@ class ForgettingTrainer(SafetensorsTrainer):
         return output
 
     def _refuse_set_by_hand(self) -> None:
-        """A run makes its own optimizer and schedule, or a second one would not repeat the first. Its images stay."""
+        """A run makes its own optimizer and schedule, or a second one would not repeat the first."""
         for name, instead in (("optimizer", "optimizer_cls_and_kwargs"), ("lr_scheduler", "args.lr_scheduler_type")):
             if getattr(self, name) not in (None, self._left_by_run.get(name)):
                 raise OptionError(f"`trainer.{name}` was set, and a run makes its own. Set `{instead}` instead.")
-        if self.train_dataset is not self._given_images:
-            raise OptionError("`trainer.train_dataset` was set, and it was checked before. Pass `forget_set` instead.")
 
     def _take_off_library(self) -> None:
         """Take off what the libraries put on the model for a training, also one that failed."""

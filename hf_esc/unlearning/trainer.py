@@ -17,7 +17,7 @@ from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
 from ..data.labelled_images import LabelledImages, labelled_images, with_main_input
 from ..erasure.wrapping import copy_of_model
-from ..errors import CheckpointError, DivergenceError, ForgetSetError
+from ..errors import CheckpointError, DivergenceError, ForgetSetError, OptionError
 from ..features.sites import evaluating
 from ..features.stream import model_inputs
 from ..ledger.record import WEIGHTS
@@ -303,6 +303,8 @@ class UnlearningTrainer(ForgettingTrainer):
 
     def start(self) -> None:
         """Set the weights that training starts from, the original's, with the original's ledger and no record more."""
+        if self.train_dataset is not (self.forget if self.uses_forget else self.retain):
+            raise OptionError("`trainer.train_dataset` was set, and steps do not read it. Pass `forget_set` instead.")
         self.model.load_state_dict(self.teacher.state_dict())
         self.model.config.__dict__.pop("erasures", None)  # that of an earlier `train()`
         if ledger := getattr(self.teacher.config, "erasures", None):
