@@ -20,8 +20,9 @@ _READ = timedelta(seconds=30)
 
 
 def several() -> bool:
-    """Whether this is one of several processes."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    """Whether a launcher has started this process as one of several."""
+    told = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return told and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def end_as_one(run: Callable[[], None], *, divided: bool) -> NoReturn:
