@@ -9,6 +9,7 @@ import typer
 from ..errors import HfEscError, IncompleteErasureWarning
 from .erase import erase
 from .evaluate import evaluate
+from .processes import end_as_one, several
 from .push import push
 from .train import train
 from .verify import verify
@@ -57,9 +58,16 @@ def main() -> None:
     Run the command line.
 
     Exit code 0: done, and complete; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what
-    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C.
+    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C. Several processes end
+    with the code of the first; only `train` divides its work among them.
     """
     warnings.showwarning = _say
+    if several():
+        end_as_one(_run, divided="train" in sys.argv[1:2])
+    _run()
+
+
+def _run() -> None:
     try:
         app()
     except HfEscError as error:
