@@ -8,6 +8,7 @@ from ..errors import HfEscError
 from .erase import erase
 from .evaluate import evaluate
 from .push import push
+from .terminal import say
 from .train import train
 from .verify import verify
 from .words import EraseCommand
@@ -35,7 +36,7 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
     if version:
         from ..version import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -49,7 +50,7 @@ def main() -> None:
     try:
         app()
     except HfEscError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ import typer
 from ..errors import ModelError, OptionError
 from . import options
 from .report import print_json
+from .terminal import say
 
 
 def push(
@@ -67,7 +68,7 @@ def push(
     if json:
         print_json(where)
     else:
-        typer.echo(f"Pushed to {where['repository']}: {where['url']}")
+        say(f"Pushed to {where['repository']}: {where['url']}")
 
 
 def _push_model(source, repo, report, redact, private, revision, create_pr, message, license, allow_incomplete):

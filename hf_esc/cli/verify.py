@@ -7,6 +7,7 @@ import typer
 
 from . import options
 from .report import print_json
+from .terminal import say
 
 
 def verify(
@@ -31,6 +32,6 @@ def verify(
     else:
         marks = {True: "ok", False: "MISMATCH", None: "not checked"}
         for check in checks:
-            typer.echo(f"{marks[check.passed]:<12}{check.name}: {check.detail}")
+            say(f"{marks[check.passed]:<12}{check.name}: {check.detail}")
     if not passed:
         raise typer.Exit(1)
