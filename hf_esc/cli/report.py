@@ -132,11 +132,14 @@ def end(complete: bool | None, *, allow_incomplete: bool) -> None:
 
 def note_brought_back(folder: Path, config: Any, earlier: Mapping[str, Any] | None) -> None:
     """Write into the ledger of a saved model which earlier classes the last erasure has brought back."""
+    from ..ledger.fingerprints import sealed
+
     if back := [name for name, columns in (earlier or {}).items() if columns and _is_back(columns)]:
         config.erasures[-1]["brought_back"] = back
+        config.erasures = sealed(config.erasures)
         file = folder / "config.json"
         saved = json.loads(file.read_text(encoding="utf-8"))
-        saved["erasures"][-1]["brought_back"] = back
+        saved["erasures"] = config.erasures
         fresh = folder / ".config.json.unfinished"  # an error in the middle leaves the old ledger
         fresh.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         fresh.replace(file)
