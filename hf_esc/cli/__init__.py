@@ -11,6 +11,7 @@ from .erase import erase
 from .evaluate import evaluate
 from .processes import end_as_one, several
 from .push import push
+from .terminal import say
 from .train import train
 from .verify import verify
 from .words import Command, EraseCommand
@@ -38,7 +39,7 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
     if version:
         from ..version import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -71,7 +72,7 @@ def _run() -> None:
     try:
         app()
     except HfEscError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         sys.exit(2)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from ..errors import shown
 from .accuracy import Accuracies
 from .attacks import MEANINGS
 from .gate import GateCurve, GatePoint
@@ -57,7 +58,7 @@ def table(report: UnlearningReport) -> str:
     _add_curve(lines, report)
     _add_attacks(lines, report)
     _add_gates(lines, report)
-    return "\n".join(lines.text)
+    return "\n".join(map(shown, lines.text))
 
 
 class _Lines:
@@ -67,7 +68,7 @@ class _Lines:
         self.text = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
 
     def section(self, title: str) -> None:
-        self.text.append(f"\n{title}")
+        self.text += ["", title]
 
     def row(self, title: str, values: Iterable[float | None], digits: int = 2) -> None:
         self.cells(title, (_cell(value, digits) for value in values))

@@ -257,6 +257,7 @@ class ForgettingTrainer(SafetensorsTrainer):
             num_images=num_images,
             unchanged=unchanged,
             unchanged_of=num_images,
+            processor=self.processing_class,
         )
 
     # What is evaluated.
