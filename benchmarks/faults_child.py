@@ -311,10 +311,10 @@ def main() -> None:
     import hf_esc.evaluation.report
     import hf_esc.evaluation.unlearning
     import hf_esc.hub.push
-    import hf_esc.ledger.verification
     import hf_esc.loading
     from hf_esc.methods import METHODS
 
+    assert hf_esc.verify  # a name of the face is imported when it is first used
     for method in METHODS.values():
         method.load()
     datasets.disable_progress_bars()

@@ -8,14 +8,15 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .errors import HfEscError, OutputError
 
 try:
     import fcntl
-except ImportError:  # there are no such locks on Windows
+except ImportError:  # on Windows: what killed runs left stays there
     fcntl = None  # type: ignore[assignment]
 
 # What a saved model consists of, by the names that transformers gives. All else in a folder is the user's.
@@ -28,6 +29,9 @@ _BASE_CODE = re.compile(r"(modeling|configuration)_\w+\.py")
 # What a disk says. Other errors of the operating system, such as a lost connection, are not about the folder.
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _OF_DISK |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV}
+# A file in each temporary folder, which its process locks while it lives.
+_LOCK = ".lock"
+_locked: dict[Path, IO[str]] = {}
 # A folder into which the files of a model are written, in the folder that they are to be in.
 _HIDDEN = ".unfinished-"
 
@@ -44,15 +48,9 @@ def check_output(folder: Path, *, overwrite: bool) -> tuple | None:
             is not set, or if it holds something other than a model.
     """
     _restore(folder)
-    if folder.is_symlink() and not folder.exists():
-        raise OutputError(f"The output {folder} is a link to {folder.readlink()}, which is not there. Name a folder.")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"The output {folder} is a file. Name a folder.")
     if folder.is_dir() and os.path.ismount(folder):
         raise OutputError(f"The output {folder} is a mount point, which cannot be replaced. Name a folder in it.")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"The output {folder} cannot be made: {parent} is no folder that can be written to.")
+    check_place(folder, within=folder.resolve().parent)
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     if not overwrite:
@@ -62,6 +60,98 @@ def check_output(folder: Path, *, overwrite: bool) -> tuple | None:
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
     return _state(folder.resolve())
+
+
+def check_place(folder: Path, *, within: Path | None = None) -> None:
+    """
+    Check before the work that something can be written to `folder`, whatever is in it.
+
+    Args:
+        folder (`Path`): The output.
+        within (`Path`, *optional*): The folder in which files will be made, if not in `folder` itself.
+
+    Raises:
+        OutputError: If `folder` is a file or a link to nothing, or the disk takes no file there.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise OutputError(f"The output {folder} is a link to {folder.readlink()}, which is not there. Name a folder.")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output {folder} is a file. Name a folder.")
+    place = (within or folder).absolute()
+    parent = next(parent for parent in (place, *place.parents) if parent.exists())
+    try:
+        # A right to write is no proof: a disk can be full, or hold no files at all, as /proc.
+        os.rmdir(tempfile.mkdtemp(dir=parent, prefix=".hf_esc-"))
+    except OSError as error:
+        raise OutputError(
+            f"The output {folder} cannot be made: {parent} is no folder that can be written to ({error.strerror})."
+        ) from error
+
+
+def make_own_folder(parent: str | Path | None, prefix: str) -> Path:
+    """
+    Make a temporary folder that is known to be in use while this process lives.
+
+    Those of the same prefix that killed runs left in `parent` are removed, but for one that holds a user's old model.
+
+    Args:
+        parent (`str` or `Path`, *optional*): Where; the system's folder for temporary files by default.
+        prefix (`str`): What its name begins with.
+    """
+    parent = Path(parent if parent is not None else tempfile.gettempdir())
+    for left in parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
+        if not (left.parent / "old").exists() and (lock := _lock(left)) is not None:
+            shutil.rmtree(left.parent, ignore_errors=True)
+            lock.close()
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    (folder / f"{_LOCK}-new").touch()
+    if (lock := _lock(folder / f"{_LOCK}-new")) is not None:
+        _locked[folder] = lock
+        (folder / f"{_LOCK}-new").rename(folder / _LOCK)  # nobody sees it before it is locked
+    return folder
+
+
+def remove_own_folder(folder: Path) -> None:
+    """Remove a folder that `make_own_folder` made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder in _locked:
+        _locked.pop(folder).close()
+
+
+@contextmanager
+def own_folder(parent: str | Path | None, prefix: str) -> Iterator[Path]:
+    """A folder of `make_own_folder` that is removed when the context ends."""
+    folder = make_own_folder(parent, prefix)
+    try:
+        yield folder
+    finally:
+        remove_own_folder(folder)
+
+
+def _lock(file: Path) -> IO[str] | None:
+    """The file, open and locked. None if a process that lives has locked it, or there are no locks here."""
+    if fcntl is None:
+        return None
+    try:
+        opened = file.open("r+")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        opened.close()
+        return None
+    return opened
+
+
+def _is_alive(hidden: Path) -> bool:
+    """Whether the process that made a temporary folder is still at work, as far as locks tell."""
+    if not (hidden / _LOCK).exists():
+        return False
+    lock = _lock(hidden / _LOCK)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 def _holds_model(folder: Path) -> bool:
@@ -95,9 +185,7 @@ def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> 
     target = folder.resolve()
     with reported(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        hidden = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden_prefix(target)))
-        held = _hold(hidden)  # until this process ends, whatever ends it
+        hidden = make_own_folder(target.parent, _hidden_prefix(target))
     fresh, old = hidden / "new", hidden / "old"
     try:
         with reported(folder):
@@ -119,9 +207,10 @@ def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> 
         if old.exists() and not placed and not target.exists():
             old.rename(target)
         # What was there stays where it is if there is no place to put it back to.
-        shutil.rmtree(hidden if placed or not old.exists() else fresh, ignore_errors=True)
-        if held is not None:
-            os.close(held)
+        if placed or not old.exists():
+            remove_own_folder(hidden)
+        else:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextmanager
@@ -139,7 +228,7 @@ def write_into(folder: Path) -> Iterator[Path]:
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
         restore_into(folder)
-        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=_HIDDEN))
+        hidden = make_own_folder(folder, _HIDDEN)
         fresh, aside = hidden / "new", hidden / "aside"
         try:
             fresh.mkdir()
@@ -153,7 +242,7 @@ def write_into(folder: Path) -> Iterator[Path]:
                 os.replace(item, folder / item.name)
         finally:
             _put_back(folder, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+            remove_own_folder(hidden)
 
 
 def write_file(file: Path, text: str) -> None:
@@ -179,8 +268,9 @@ def write_file(file: Path, text: str) -> None:
 def restore_into(folder: Path) -> None:
     """Put an old model back that a run was about to replace in its folder when it was killed."""
     for hidden in folder.glob(f"{_HIDDEN}*"):
-        _put_back(folder, hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        if any((hidden / name).is_dir() for name in ("aside", "old")) and not _is_alive(hidden):
+            _put_back(folder, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _put_back(folder: Path, hidden: Path) -> None:
@@ -210,13 +300,17 @@ def claimed(folder: Path) -> Iterator[None]:
     made = not folder.is_dir()
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY) if fcntl is not None else None
     try:
-        held = _hold(folder)
-    except BlockingIOError:
-        raise OutputError(
-            f"Another run is writing to {folder}. Wait until it has ended, or name another folder."
-        ) from None
-    try:
+        if held is not None:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"Another run is writing to {folder}. Wait until it has ended, or name another folder."
+                ) from None
+            except OSError:
+                pass  # this file system has no locks
         yield
     finally:
         if held is not None:
@@ -225,46 +319,13 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _hold(folder: Path) -> int | None:
-    """
-    Lock a folder. The lock ends with the process, or when the returned descriptor is closed.
-
-    Returns None where the file system has no locks, and raises `BlockingIOError` where another process holds it.
-    """
-    if fcntl is None:
-        return None
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise
-    except OSError:
-        os.close(held)
-        return None
-    return held
-
-
-def _sweep(target: Path) -> None:
-    """Remove the half-written folders of runs to `target` that were killed; what holds an old model stays."""
-    for hidden in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}*"):
-        # A run that begins just now has locked its folder before it makes another in it.
-        if (hidden / "old").exists() or not (hidden / "new").exists():
-            continue
-        with suppress(OSError):
-            held = _hold(hidden)
-            if held is not None:
-                shutil.rmtree(hidden, ignore_errors=True)
-                os.close(held)
-
-
 def _meanwhile(folder: Path) -> OutputError:
     return OutputError(f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder.")
 
 
 @contextmanager
-def reported(folder: Path) -> Iterator[None]:
-    """What the file system says, as an [`OutputError`]."""
+def reported(folder: Path, *, left: str = "What was there before is as it was.") -> Iterator[None]:
+    """What the file system says, as an [`OutputError`] that also says what is left in the folder."""
     try:
         yield
     except HfEscError:
@@ -273,8 +334,8 @@ def reported(folder: Path) -> Iterator[None]:
         if not is_of_disk(error):
             raise
         raise OutputError(
-            f"The output {folder} cannot be written: {error}. What was there before is as it was. Mend the cause, or "
-            "name another folder, and run again."
+            f"The output {folder} cannot be written: {error}. {left} Mend the cause, or name another folder, and run "
+            "again."
         ) from error
 
 
@@ -322,6 +383,8 @@ def _restore(folder: Path) -> None:
     if target.exists() or not target.parent.is_dir():
         return
     for old in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}*/old"):
+        if _is_alive(old.parent):  # it is just about to put the new one there
+            continue
         old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)
         return

@@ -71,6 +71,23 @@ def test_return_dict_false_gives_the_tuple_and_hidden_states_pass_through(erased
         assert len(erased(**inputs, output_hidden_states=True).hidden_states) == 3  # the embedding and two layers
 
 
+def test_what_the_configuration_asks_of_every_pass_is_given(inputs, tmp_path):
+    base = ZOO["vit"].build()
+    base.set_attn_implementation("eager")
+    erased = erase(base, [inputs], rank=2)
+    assert erased.config._attn_implementation == "eager"  # as it runs, and not the default of an unwrapped one
+    erased.save_pretrained(tmp_path)
+    erased.config.output_hidden_states = erased.config.output_attentions = True
+    loaded = AutoModelForImageClassification.from_pretrained(
+        tmp_path, output_hidden_states=True, output_attentions=True, attn_implementation="eager"
+    )
+    for model in (erased, loaded):
+        with torch.no_grad():
+            output = model(**inputs)
+            assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
+            assert model(**inputs, output_hidden_states=False).hidden_states is None  # the call comes first
+
+
 def test_training_leaves_the_projection_bit_identical(erased, inputs, tmp_path):
     before = [projection.factors[0].basis.clone() for projection in erased.projections]
     weights = erased.model.classifier.weight.clone()

@@ -3,16 +3,22 @@
 import contextlib
 import json
 import os
-import re
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
-from safetensors import SafetensorError
 
-from hf_esc.cli import main
+from hf_esc import saving
+from hf_esc.data import load_images
 from hf_esc.errors import OutputError
-from hf_esc.saving import check_output, claimed, restore_into, write_file, write_folder, write_into
+from hf_esc.saving import (
+    check_output,
+    check_place,
+    make_own_folder,
+    own_folder,
+    restore_into,
+    write_folder,
+    write_into,
+)
 
 
 def fail_within(target, content: str) -> None:
@@ -241,6 +247,8 @@ def test_a_model_in_a_folder_that_stays_is_the_old_or_the_new_whatever_ends_the_
     config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     assert not config.exists() or weights.read_text() == which(tmp_path)
     if kind == "a kill":
+        for hidden in tmp_path.glob(".unfinished-*"):
+            killed(hidden)
         restore_into(tmp_path)
     assert which(tmp_path) == weights.read_text() == ("old" if at < steps else "new")
     assert (tmp_path / "modeling_old.py").exists() == (at < steps)
@@ -278,83 +286,82 @@ def test_a_folder_that_somebody_wrote_since_the_work_began_is_not_replaced(tmp_p
     assert which(target) == "of somebody else"
 
 
-def test_a_folder_is_held_by_one_run_at_a_time(tmp_path):
-    with (
-        claimed(tmp_path / "run"),
-        pytest.raises(OutputError, match="Another run is writing"),
-        claimed(tmp_path / "run"),
-    ):
-        pass
-    assert list(tmp_path.iterdir()) == []
-    with claimed(tmp_path / "run"):
-        (tmp_path / "run" / "file").touch()
-    with claimed(tmp_path / "run"):
-        pass
-    assert (tmp_path / "run" / "file").exists()
+def killed(folder: Path) -> Path:
+    """The folder, as if the process that made it had been killed: its lock goes, and nothing else."""
+    if folder in saving._locked:
+        saving._locked.pop(folder).close()
+    return folder
 
 
-def test_a_disk_error_anywhere_and_ctrl_c_at_any_moment_end_a_command_without_a_traceback(hf_esc, monkeypatch):
-    cases = {
-        OSError(28, "No space left on device"): (2, "Error: Something cannot be read or written: .*No space left"),
-        SafetensorError("I/O error"): (2, "Error: Something cannot be read or written: I/O error"),
-        KeyboardInterrupt(): (130, "Aborted"),
-    }
-    for error, (code, says) in cases.items():
-        monkeypatch.setattr("hf_esc.cli.app", Mock(side_effect=error))
-        ended, out, err = hf_esc("verify", "anything")
-        assert (ended, out) == (code, "")
-        assert re.match(says, err)
-    monkeypatch.setattr("hf_esc.cli.app", Mock(side_effect=ConnectionError("the Hub is gone")))
-    with pytest.raises(ConnectionError):
-        main()
-
-
-@pytest.mark.slow  # for what the command imports
-def test_two_trainings_do_not_write_to_one_folder(hf_esc, tmp_path):
-    words = (
-        "--model",
-        "embedded/resnet",
-        "--dataset",
-        "embedded",
-        "--forget",
-        "Bag",
-        "--output_dir",
-        tmp_path / "run",
-    )
-    with claimed(tmp_path / "run"):
-        code, _, err = hf_esc("train", *words, "--use_cpu")
-    assert code == 2
-    assert "Another run is writing to" in err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_run_has_half_written_goes_with_the_next_one_and_what_is_alive_stays(tmp_path):
-    model_in(tmp_path / "model", "of somebody else")
-    for name in ("dead", "alive", "old"):
-        model_in(tmp_path / f".model.unfinished-{name}" / "new")
-    model_in(tmp_path / ".model.unfinished-old" / "old")  # there was no place to put it back to
-    with claimed(tmp_path / ".model.unfinished-alive"), write_folder(tmp_path / "model", overwrite=True) as folder:
+@pytest.mark.parametrize("write", [lambda folder: write_folder(folder, overwrite=True), write_into])
+def test_what_killed_runs_left_goes_with_the_next_and_what_others_write_stays(tmp_path, write):
+    target = tmp_path / "model"
+    model_in(target)
+    parent, prefix = (target, ".unfinished-") if write is write_into else (tmp_path, ".model.unfinished-")
+    dead, alive, with_old = (make_own_folder(parent, prefix) for _ in range(3))
+    other = killed(make_own_folder(parent, ".another.unfinished-"))
+    for folder in (dead, alive):
+        model_in(folder / "new")
+    model_in(with_old / "old")
+    for folder in (dead, with_old):
+        killed(folder)
+    with write(target) as folder:
         model_in(folder, "new")
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"model", ".model.unfinished-alive", ".model.unfinished-old"}
+        assert not dead.exists()
+        with write(tmp_path / "second") as second:
+            model_in(second)
+        assert folder.exists()
+    assert which(target) == "new"
+    assert alive.exists()
+    # Somebody's model; in a folder whose new model is whole, the old one is no longer wanted.
+    assert with_old.exists() == (write is not write_into)
+    assert other.exists()
+    saving.remove_own_folder(alive)
+    assert not alive.exists()
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    (tmp_path / "served").mkdir()
-    file, link = tmp_path / "served" / "report.json", tmp_path / "report.json"
-    link.symlink_to(file)
-    for text in ("old", "new"):
-        write_file(link, text)
-        assert file.read_text() == text
-    assert link.is_symlink()
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", Mock(side_effect=OSError(28, "No space left on device")))
-        with pytest.raises(OutputError, match=r"cannot be written: .*No space left"):
-            write_file(link, "newer")
-    assert [path.name for path in file.parent.iterdir()] == ["report.json"]
-    assert file.read_text() == "new"
-    os.mkfifo(tmp_path / "pipe")
-    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-    write_file(tmp_path / "pipe", "told")
-    assert os.read(reader, 99) == b"told"
-    os.close(reader)
+def test_a_folder_for_temporary_files_is_gone_when_its_run_is(tmp_path):
+    left = [killed(make_own_folder(tmp_path, "hf_esc-")) for _ in range(3)]
+    assert sum(folder.exists() for folder in left) == 1  # each takes the one before away
+    with own_folder(tmp_path, "hf_esc-") as folder:
+        (folder / "features.arrow").touch()
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["esc-t", "delete"])
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_is_said(hf_esc, clothes, tmp_path, method):
+    resource = pytest.importorskip("resource")
+    load_images(clothes)  # what `datasets` writes is written before
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = ("--method", method, "--forget", "Trouser", "--max_steps", 1, "--save_steps", 1, "--no_evaluate")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        code, _, err = hf_esc(
+            "train", "--model", "embedded/resnet", "--dataset", clothes, "--output_dir", tmp_path / "out", *options
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, "out cannot be written: " in err) == (2, True), err
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody can make a file")
+def test_a_place_that_takes_no_files_is_said_before_the_work_whoever_asks(tmp_path, hf_esc):
+    for check in (check_place, lambda folder: check_output(folder, overwrite=True)):
+        with pytest.raises(OutputError, match="cannot be made: /proc is no folder that can be written to"):
+            check(Path("/proc/model"))
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="is a link to nowhere"):
+        check_place(tmp_path / "gone")
+    for folder in ("/proc/model", tmp_path / "gone"):
+        for command in (
+            ("erase", "nowhere", "--forget", "1", "--output", folder),
+            ("train", "--model", "nowhere", "--forget", "1", "--output_dir", folder),
+            ("evaluate", "nowhere", "--feature-dir", folder),
+            ("evaluate", "nowhere", "--output", f"{folder}/report.json"),
+        ):
+            code, _, err = hf_esc(*command, "--dataset", "nowhere")
+            assert (code, "Error: The " in err) == (2, True), command
+            assert "cannot be" in err or "is a link to" in err, err

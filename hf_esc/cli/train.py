@@ -9,7 +9,7 @@ import typer
 
 from ..errors import OptionError, OutputError
 from ..methods import METHODS, Method
-from ..saving import claimed, restore_into
+from ..saving import check_place, claimed, reported, restore_into
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
@@ -52,6 +52,9 @@ class Arguments:
         default=False, metadata={"help": "Do not fail (exit code 3) if what was to be forgotten is not gone."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Write over a model in the output folder."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "The configuration of the data set, if it has several."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "The column with the images."})
     label_column: str | None = field(default=None, metadata={"help": "The column with the labels."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
@@ -93,6 +96,7 @@ def train(context: typer.Context) -> None:
     resume = {"True": True, "true": True, "False": None, "false": None}.get(
         training.resume_from_checkpoint, training.resume_from_checkpoint
     )
+    check_place(output)
     first = training.process_index == 0
     with claimed(output) if first else nullcontext():  # by one process for all
         if first:
@@ -106,26 +110,31 @@ def _train(method: Method, arguments: Any, training: Any, wish: Wish, resume: An
     clock, output = Clock(), Path(training.output_dir)
 
     from ..data.image_data import load_images
-    from ..loading import load_classifier, load_processor
+    from ..loading import load_classifier, load_config, load_processor
     from .training import make_trainer
 
-    original = load_classifier(
-        arguments.model,
-        device=training.device,
-        revision=arguments.revision or "main",
-        trust_remote_code=arguments.trust_remote_code,
+    source = {"revision": arguments.revision or "main", "trust_remote_code": arguments.trust_remote_code}
+    config = load_config(arguments.model, **source)
+    data = load_images(
+        arguments.dataset,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        dataset_config=arguments.dataset_config,
     )
-    data = load_images(arguments.dataset, image_column=arguments.image_column, label_column=arguments.label_column)
-    request = wish.found_in(data, original.config)
+    found = wish.found_early(data, config)
+    original = load_classifier(arguments.model, device=training.device, **source)
+    request = found or wish.found_in(data, original.config)
     kept = retain_set(method, arguments.retain, request, original.config)
     processor = load_processor(original)
     clock.lap("load")
     with collected_warnings() as incomplete:
         trainer = make_trainer(method, original, training, request, kept, processor, logs=True)
-        trainer.train(resume_from_checkpoint=resume)
-        clock.lap("erase")
-        trainer.save_model()
-        clock.lap("save")
+        # The Trainer of transformers writes checkpoints.
+        with reported(output, left="The last checkpoint may not be whole."):
+            trainer.train(resume_from_checkpoint=resume)
+            clock.lap("erase")
+            trainer.save_model()
+            clock.lap("save")
     if not trainer.is_world_process_zero():
         return
     erased = trainer.result
@@ -174,8 +183,6 @@ def _joined(words: list[str]) -> list[str]:
 
 def _check_output(output: Path, *, resume: Any, overwrite: bool) -> None:
     """Say before the work what would go wrong after it."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"The output {output} is a file. Name a folder.")
     # One that was not written to its end is none: nothing can go on from it, and the new run writes over it.
     if resume is None and any(output.glob("checkpoint-*/trainer_state.json")):
         raise OutputError(

@@ -24,7 +24,7 @@ from .configuration_esc import ESCConfig, is_erased
 from .errors import CheckpointError, SiteError
 from .factors import Factor
 from .fingerprints import projections_sha256, weights_sha256
-from .outputs import logits_of, pooled
+from .outputs import forward_inputs, logits_of, pooled
 from .projection import Projection, build_factor, stands_before
 
 # The class that each Auto class loads from the code beside a checkpoint.
@@ -163,7 +163,7 @@ class ESCModel(PreTrainedModel):
         Raises:
             SiteError: If a head was replaced or wrapped, or did not run, so that the answer would not be erased.
         """
-        inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
+        inputs = forward_inputs(self.config, self.model.forward, pixel_values, kwargs)
         for path in [path for site in self.config.sites for path in site["modules"]]:
             if not stands_before(self.model.get_submodule(path)):
                 raise SiteError(
