@@ -30,6 +30,19 @@ def weights_sha256(model: nn.Module) -> str:
     return tensors_sha256(model.state_dict().items())
 
 
+def structure(model: nn.Module) -> dict[str, str]:
+    """
+    What a classifier computes with, by path: the shapes of its weights and buffers, and the kind and the settings of
+    its modules. What acts in training alone is left out.
+    """
+    parts = {path: str(tuple(tensor.shape)) for path, tensor in model.state_dict().items()}
+    for path, module in model.named_modules():
+        kind = type(module).__name__.replace("SyncBatchNorm", "BatchNorm2d")
+        if "Drop" not in kind:
+            parts[f"{path} ({kind})"] = module.extra_repr()
+    return parts
+
+
 def projections_sha256(projections: Iterable[Projection], sites: Iterable[dict[str, Any]]) -> str:
     """[`tensors_sha256`] of every factor of every projection, with its site and its settings."""
     tensors = []

@@ -8,7 +8,6 @@ import inspect
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
 
 from .configuration_esc import ESCConfig, is_erased
 from .errors import CheckpointError, SiteError
 from .factors import Factor
-from .fingerprints import projections_sha256, weights_sha256
-from .outputs import forward_inputs, logits_of, pooled
+from .fingerprints import projections_sha256, structure, weights_sha256
+from .outputs import ESCOutput, forward_inputs, logits_of, pooled
 from .projection import Projection, build_factor, disabled, stands_before
 
 # The class that each Auto class loads from the code beside a checkpoint.
@@ -33,28 +31,6 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_esc.ESCModel",
     "AutoModel": "modeling_esc.ESCFeatureModel",
 }
-
-
-@dataclass
-class ESCOutput(ModelOutput):
-    """
-    Output of an [`ESCModel`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The cross-entropy, if labels were given.
-        logits (`torch.FloatTensor` of shape `(B, C)`): Class scores from the projected features.
-        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features. Those of several heads stand
-            side by side.
-        hidden_states (`tuple`, *optional*): The base model's hidden states. They bypass the projection and still show
-            the erased class.
-        attentions (`tuple`, *optional*): The base model's attentions. They bypass the projection too.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
 
 class ESCModel(PreTrainedModel):
@@ -298,9 +274,11 @@ class ESCModel(PreTrainedModel):
         Takes the arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            CheckpointError: If a projection is not valid, because then the checkpoint would not load.
+            CheckpointError: If a projection is not valid, or the classifier inside is no longer what its configuration
+                makes. The checkpoint would not load, or would load to other logits. Nothing is written.
         """
         self.check_projections()
+        self._check_structure()
         self.config.architectures = [type(self).__name__]
         # `register_for_auto_class` would write the entry of one class, and this code serves three Auto classes.
         self.config.auto_map = dict(AUTO_MAP)
@@ -314,6 +292,18 @@ class ESCModel(PreTrainedModel):
             processor.save_pretrained(save_directory)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def _check_structure(self) -> None:
+        """Raise a [`CheckpointError`] unless the base configuration makes a classifier like the one inside."""
+        with torch.device("meta"):
+            made = structure(type(self.model)._from_config(copy.deepcopy(self.config.base_config)))
+        own = structure(self.model)
+        if other := sorted(path for path in {**own, **made} if own.get(path) != made.get(path)):
+            raise CheckpointError(
+                f"The {type(self.model).__name__} inside is not what its configuration makes: {', '.join(other[:4])} "
+                f"({len(other)} in all). What is loaded from the file would answer otherwise. Merge adapters "
+                "(`merge_and_unload()`), write replaced settings into the configuration, and erase again."
+            )
 
     def push_to_hub(self, repo_id: str, **kwargs):  # type: ignore[override]
         """
