@@ -115,6 +115,7 @@ ON_OBJECTS = (
     "torch.nn.Module()._forward_hooks",
     "torch.nn.Module()._forward_pre_hooks",
     "transformers.HfArgumentParser()._option_string_actions",
+    "transformers.PreTrainedConfig()._attn_implementation",
     "transformers.PreTrainedConfig()._name_or_path",
     "transformers.Trainer()._train_batch_size",
     "transformers.Trainer().optimizer_cls_and_kwargs",
