@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,21 @@ from hf_esc.embedded import resolve_model
 from hf_esc.version import __version__
 
 from .pictures import encoded, labelled, picture
-from .test_registration import run
+from .processes import COMMAND
 from .tiny import ranks, tiny
+
+ROOT = Path(__file__).parents[1]
 
 ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test"}
 
 
 @pytest.fixture(scope="module")
-def erased(tmp_path_factory, clothes):
+def erased(tmp_path_factory, clothes, elsewhere):
     """A folder and what `hf-esc erase --json` printed for it."""
     output = tmp_path_factory.mktemp("erased") / "model"
     arguments = ("embedded/resnet", "--dataset", clothes, "--forget", "trouser", "--output", output, "--json")
-    done = run("-m", "hf_esc.cli", "erase", *map(str, arguments))
-    assert done.returncode == 0, done.stderr
-    return output, json.loads(done.stdout)  # one object and nothing else, or this fails
+    done = elsewhere(COMMAND, root=ROOT, arguments=["erase", *map(str, arguments)])
+    return output, json.loads(done["printed"])  # one object and nothing else, or this fails
 
 
 @pytest.mark.slow
@@ -309,7 +309,8 @@ def test_help_imports_no_torch():
         "finally: print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), file=sys.stderr)"
     )
     for arguments in (["--help"], ["erase", "--help"], ["evaluate", "-h"]):
-        done = run("-c", code, *arguments)
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stderr) == (0, "[]\n")
         assert "Usage" in done.stdout
 
@@ -330,17 +331,23 @@ def test_without_a_test_split_its_numbers_are_null(hf_esc, tmp_path, fashion):
         assert values["retain_train"] > 80
 
 
-@pytest.mark.slow
-def test_a_run_killed_while_it_works_leaves_no_folder(tmp_path):
+KILLED = """
+import glob, time
+if (child := os.fork()) == 0:
+    try:
+        exec(command, globals() | {"root": root, "arguments": arguments})
+    finally:
+        os._exit(1)
+while not glob.glob(".out.unfinished-*/new/config.json"):
+    assert os.waitpid(child, os.WNOHANG) == (0, 0), "it has ended"
+    time.sleep(0.02)
+os.kill(child, 9)
+answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_run_killed_while_it_works_leaves_no_folder(elsewhere, tmp_path):
     arguments = ["erase", "embedded/resnet", "--dataset", "embedded", "--forget", "Trouser", "--output", "out"]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "hf_esc.cli", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not list(tmp_path.glob(".out.unfinished-*/new/config.json")) and run.poll() is None:
-        time.sleep(0.02)
-    run.kill()
-    assert run.wait() == -9
+    ended = elsewhere(KILLED, tmp_path, command=COMMAND, root=ROOT, arguments=arguments)
+    assert ended["answer"] == -9
     assert not (tmp_path / "out").exists()

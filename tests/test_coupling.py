@@ -65,8 +65,12 @@ CALLED = {
     "transformers.Trainer._save_rng_state": "output_dir",
     "transformers.Trainer._save_scaler": "output_dir",
     "transformers.Trainer.create_model_card": "language license tags model_name",
+    "transformers.Trainer.evaluation_loop": (
+        "dataloader description prediction_loss_only ignore_keys metric_key_prefix"
+    ),
     "transformers.Trainer.get_batch_samples": "epoch_iterator num_batches device",
     "transformers.Trainer.set_initial_training_values": "args dataloader",
+    "transformers.dynamic_module_utils.custom_object_save": "obj folder config",
     "transformers.dynamic_module_utils.get_relative_import_files": "module_file",
     "typer.core.TyperCommand.parse_args": "ctx args",
     "typer.main.get_command": "typer_instance",
@@ -125,6 +129,7 @@ ON_OBJECTS = (
 
 # Names that hf_esc sets and a library reads: its source has them.
 READ = (
+    "accelerate.Accelerator: _original_forward",
     "transformers.PreTrainedConfig: _commit_hash",
     "transformers.PreTrainedModel: _is_hf_initialized",
     "transformers.PreTrainedModel: loss_type",

@@ -9,7 +9,9 @@ import typer
 from ..errors import HfEscError, IncompleteErasureWarning
 from .erase import erase
 from .evaluate import evaluate
+from .processes import end_as_one, several
 from .push import push
+from .terminal import say
 from .train import train
 from .verify import verify
 from .words import Command, EraseCommand
@@ -37,7 +39,7 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
     if version:
         from ..version import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -57,13 +59,20 @@ def main() -> None:
     Run the command line.
 
     Exit code 0: done, and complete; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what
-    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C.
+    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C. Several processes end
+    with the code of the first; only `train` divides its work among them.
     """
     warnings.showwarning = _say
+    if several():
+        end_as_one(_run, divided="train" in sys.argv[1:2])
+    _run()
+
+
+def _run() -> None:
     try:
         app()
     except HfEscError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         sys.exit(2)
 
 

@@ -12,6 +12,7 @@ from . import options
 from .measure import beside_original
 from .report import accuracy_table, print_json
 from .request import WAYS, Request, Wish, read_rows
+from .terminal import say
 
 
 def evaluate(
@@ -172,9 +173,9 @@ def _print_report(model: str, dataset: str, report: Any, *, as_json: bool) -> No
         print_json(report.to_dict())
         return
     forgotten = ", ".join(report.forget) or f"{report.num_forget_train} training images"
-    typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
-    typer.echo(f"Probes with any randomness are the mean of {len(report.seeds)} seeds; -: not measured.\n")
-    typer.echo(table(report))
+    say(f"{model} on {dataset}, forgotten: {forgotten}")
+    say(f"Probes with any randomness are the mean of {len(report.seeds)} seeds; -: not measured.", "")
+    say(*table(report).split("\n"))
 
 
 def _print_head(
@@ -197,8 +198,8 @@ def _print_head(
         print_json({"model": model, "dataset": dataset, "forget": request.names, **named, "accuracies": results})
         return
     forgotten = ", ".join(map(str, request.names)) or f"{len(rows or ())} training images"
-    typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
-    typer.echo(accuracy_table(results))
+    say(f"{model} on {dataset}, forgotten: {forgotten}")
+    say(*accuracy_table(results).split("\n"))
 
 
 def _original(name: str | None, model: str, classifier: Any, **options: Any) -> Any:
@@ -216,7 +217,7 @@ def _original(name: str | None, model: str, classifier: Any, **options: Any) -> 
     base, revision = base_on_the_hub(classifier.config)
     if name is None:
         if any(map(edits_weights, ledger)):
-            typer.echo(
+            say(
                 f"Warning: the weights of {model} were edited, and it does not hold what they were before. Name that "
                 f"with `--original {base or 'MODEL'}`: it is the reference of each number here.",
                 err=True,
@@ -226,7 +227,7 @@ def _original(name: str | None, model: str, classifier: Any, **options: Any) -> 
     at = {"revision": revision} if name == base and revision else {}
     before = load_classifier(name, **options, **at)
     if ledger and ledger[0].get("base_sha256") not in (None, weights_sha256(before)):
-        typer.echo(
+        say(
             f"Warning: {name} does not have the weights that {model} was made from, by the fingerprint in its ledger: "
             "in another precision, or another model.",
             err=True,

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from ..errors import LabelError, OptionError
 from ..methods import IN_FRONT, Method
+from .terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,7 +135,7 @@ class Request:
         forgotten = {prints[row] for row in self.rows or ()}
         gone = [row for row, fingerprint in enumerate(prints) if fingerprint in forgotten]
         if copies := len(gone) - len(self.rows or ()):
-            typer.echo(f"Warning: {copies} other images are copies of forgotten ones, and are not kept.", err=True)
+            say(f"Warning: {copies} other images are copies of forgotten ones, and are not kept.", err=True)
         return self.data.rows(gone, keep=False)
 
     def other_retain_set(self, name: str, config: Any) -> Dataset:

@@ -60,7 +60,7 @@ class ImageData:
 
     def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
         """The images of `split` whose class is among `labels` (with `keep=False`: is not), in their order."""
-        chosen = np.isin(np.asarray(split.with_format(None)[self.label_column]), list(labels))
+        chosen = np.isin(np.asarray(split.with_format(None)[self.label_column][:]), list(labels))
         return split.select(np.flatnonzero(chosen if keep else ~chosen))
 
     def batches(
@@ -85,7 +85,7 @@ class ImageData:
             ForgetSetError: If one of the classes has no training image. It would stay and yet look forgotten.
         """
         labels = list(labels)
-        there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column])).tolist())
+        there = set(np.unique(np.asarray(self.train.with_format(None)[self.label_column][:])).tolist())
         if absent := [label for label in labels if label not in there]:
             names = [self.label_names[label] if self.label_names else label for label in absent]
             raise ForgetSetError(f"The forget set is empty for {names}: {self.name!r} has no training image of them.")
@@ -252,7 +252,7 @@ def load_images(
             raise DataError(
                 f"The `{split}` split of {name!r} has no column {image_column!r}, and its training split has."
             )
-        if label_column not in splits[split].features or all(map(_is_held_back, splits[split][label_column])):
+        if label_column not in splits[split].features or all(map(_is_held_back, splits[split][label_column][:])):
             # As in a competition.
             warn(f"The images of the `{split}` split of {name!r} have no labels. They are left out.")
             continue
@@ -264,7 +264,7 @@ def load_images(
             )
         test = candidate
         break
-    found = [np.asarray(split[label_column]) for split in (train, test) if split is not None]
+    found = [np.asarray(split[label_column][:]) for split in (train, test) if split is not None]
     num_labels = len(names) if names else int(max(labels.max() for labels in found)) + 1
     if min(labels.min() for labels in found) < 0 or max(labels.max() for labels in found) >= num_labels:
         raise DataError(

@@ -242,3 +242,8 @@ def _file_of(cell: dict[str, Any]) -> bytes:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def with_main_input(batch: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """A batch with the main input of the model beside all of its inputs, too, where a Trainer looks for it."""
+    return {name: batch["inputs"][name]} | batch

@@ -35,6 +35,8 @@ class ESCConfig(PretrainedConfig):
             - `projection_sha256`: fingerprint of all projections after the erasure;
             - `base_sha256`: fingerprint of the wrapped classifier; if weights were edited, of the weights before,
               and `weights_sha256` of the weights after;
+            - `settings_sha256`, `labels_sha256`, `processor_sha256`: fingerprints of the classifier's settings, of the
+              names of its classes and of the image processor at the erasure; `record_sha256`: of the record itself;
             - `base`, `base_revision`: the id and commit of the wrapped classifier on the Hub;
             - `versions`, `date`; for `esc-t` also the settings and the end of the training, see [`ESCTTrainer`].
 
