@@ -48,7 +48,7 @@ def check_model(model: Any) -> None:
             "Wrap it: `TimmWrapperForImageClassification(TimmWrapperConfig(architecture=…, num_labels=…))`, and load "
             "its weights into the `timm_model` of that."
         )
-    raise ModelError(f"This is no image classifier of transformers, but a {name}. {advice}")
+    raise ModelError(f"This {name} is no image classifier of transformers. {advice}")
 
 
 def check_weights(model: PreTrainedModel) -> None:
