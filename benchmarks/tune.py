@@ -131,7 +131,7 @@ def tuned_name(method: str) -> str:
 
 def split(data: ImageData, seed: int = 0) -> tuple[list[int], list[int]]:
     """Rows: nine tenths of the training images of each class, and the tenth that is held out."""
-    labels = torch.tensor(data.train[data.label_column])
+    labels = torch.tensor(data.train[data.label_column][:])
     held = torch.zeros(len(labels), dtype=torch.bool)
     generator = torch.Generator().manual_seed(seed)
     for label in labels.unique():

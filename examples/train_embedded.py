@@ -150,7 +150,7 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 def chosen_per_class(data: ImageData, split, count: int) -> np.ndarray:
     """The rows of the first `count` images of every class, in the order of the data set."""
-    labels = np.asarray(split[data.label_column])
+    labels = np.asarray(split[data.label_column][:])
     return np.sort(np.concatenate([np.flatnonzero(labels == label)[:count] for label in range(data.num_labels)]))
 
 

@@ -33,7 +33,7 @@ def main() -> None:
 
     data = load_images(arguments.dataset)
     split = data.test if data.test is not None else data.train
-    labels = np.asarray(split[data.label_column])
+    labels = np.asarray(split[data.label_column][:])
     mapping = data.labels_in(erased.model.config)
     forgotten = {label for record in erased.model.config.erasures for label in record["label_ids"] or ()}
     is_forgotten = np.isin(np.asarray(mapping)[labels], list(forgotten))

@@ -11,9 +11,10 @@ from pathlib import Path
 
 # Answers each request, a line of JSON, with the `answer` that its code sets and what it printed.
 SERVER = """
-import contextlib, io, json, os, sys, traceback
+import contextlib, gc, io, json, os, sys, traceback
 IMPORTS
 
+gc.freeze()  # or a fork copies the memory of all that is there as soon as it collects
 for line in sys.stdin:
     request = json.loads(line)
     read, write = os.pipe()
@@ -36,11 +37,14 @@ for line in sys.stdin:
     os.waitpid(child, 0)
     print(reply, flush=True)
 """
-# What a classifier needs that is loaded, used and evaluated, but for hf_esc and evaluate.
+# What hf_esc imports of other libraries, but for the Auto classes of models and what imports them.
 LIBRARIES = """
-import accelerate, datasets, safetensors.torch, sklearn.linear_model, sklearn.neighbors, torch, torchvision
+import accelerate, datasets, matplotlib.figure, safetensors.torch, sklearn.decomposition, sklearn.linear_model
+import sklearn.neighbors, torch, torchvision.transforms.v2, typer
+import transformers.data.data_collator, transformers.image_processing_utils, transformers.modeling_utils
+import transformers.processing_utils, transformers.tokenization_utils_base, transformers.trainer_callback
+import transformers.trainer_utils, transformers.training_args
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 """
 Run = Callable[..., dict]
 
@@ -85,6 +89,7 @@ def forks(imports: str, home: Path, environment: Mapping[str, str]) -> Iterator[
 WITHOUT_HF_ESC = """
 import os, sys
 import transformers.dynamic_module_utils
+from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassification, pipeline
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "hf_esc":
@@ -92,6 +97,19 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 transformers.dynamic_module_utils.HF_MODULES_CACHE = os.path.abspath("modules")
 trusted = {"trust_remote_code": True}
+"""
+# The command line of the package in `root`, with `arguments`.
+COMMAND = """
+import os
+sys.path.insert(0, root)
+os.environ["COLUMNS"] = "200"
+from hf_esc.cli import main
+sys.argv = ["hf-esc", *arguments]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code, sys.stderr.getvalue()[-3000:]
+answer = sys.modules["hf_esc"].__file__
 """
 
 

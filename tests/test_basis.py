@@ -18,6 +18,7 @@ from hf_esc.features.basis import (
     rank_from_percentage,
     remaining_directions,
     smallest_percentage,
+    spanned_directions,
 )
 from hf_esc.features.moments import SecondMoment
 
@@ -73,6 +74,17 @@ def test_with_fewer_images_than_dimensions_what_they_do_not_touch_stays(d, n, se
     outside = torch.linalg.svd(z.T, full_matrices=True).U[:, n:]  # no feature has a part along these
     torch.testing.assert_close(p @ outside, outside, rtol=0, atol=1e-9)
     assert p.trace().item() == pytest.approx(d - k)  # U[:, k:] of the reduced decomposition would give n - k
+
+
+@given(st.integers(16, 80), st.integers(1, 14), st.integers(0, 9999))
+def test_few_images_have_the_directions_of_the_whole_decomposition(d, n, seed):
+    """Where they span at most an eighth of the dimensions, another way finds them; around that, either does."""
+    second_moment = moment(features(n, d, seed))
+    found = spanned_directions(second_moment)
+    vectors = torch.linalg.eigh(second_moment).eigenvectors.flip(1)[:, :n]
+    assert found.shape == (d, n)
+    torch.testing.assert_close((found.T @ vectors).abs(), torch.eye(n).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.T @ found, torch.eye(n).double(), rtol=0, atol=1e-12)
 
 
 @given(d=st.integers(8, 30), n=st.integers(1, 6), seed=st.integers(0, 9999), excess=st.integers(1, 2))

@@ -1,32 +1,35 @@
 """hf-esc: data on stdout, messages on stderr, an exit code to trust, and an output folder whole or not at all."""
 
 import json
+import shutil
 import subprocess
 import sys
-import time
+from pathlib import Path
 
 import pytest
 from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_esc import ESCModel
+from hf_esc.embedded import resolve_model
 from hf_esc.version import __version__
 
 from .pictures import encoded, labelled, picture
-from .test_registration import run
+from .processes import COMMAND
 from .tiny import ranks, tiny
+
+ROOT = Path(__file__).parents[1]
 
 ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test"}
 
 
 @pytest.fixture(scope="module")
-def erased(tmp_path_factory, clothes):
+def erased(tmp_path_factory, clothes, elsewhere):
     """A folder and what `hf-esc erase --json` printed for it."""
     output = tmp_path_factory.mktemp("erased") / "model"
     arguments = ("embedded/resnet", "--dataset", clothes, "--forget", "trouser", "--output", output, "--json")
-    done = run("-m", "hf_esc.cli", "erase", *map(str, arguments))
-    assert done.returncode == 0, done.stderr
-    return output, json.loads(done.stdout)  # one object and nothing else, or this fails
+    done = elsewhere(COMMAND, root=ROOT, arguments=["erase", *map(str, arguments)])
+    return output, json.loads(done["printed"])  # one object and nothing else, or this fails
 
 
 @pytest.mark.slow
@@ -178,6 +181,12 @@ def test_overwrite_takes_the_place_of_a_model(hf_esc, clothes, tmp_path):
 
 BAD = {
     "unknown label": ({"forget": "Trousers"}, ["no label 'Trousers'", "Near it: 'Trouser'"]),
+    "a word of a label": ({"forget": "boot"}, ["no label 'boot'. Near it: 'Ankle boot'"]),
+    # The label is looked up before the weights are read: here there are none.
+    "unknown label of a large model": ({"forget": "boot", "model": "{tmp}/no_weights"}, ["Near it: 'Ankle boot'"]),
+    "a model of text": ({"model": "{tmp}/bert"}, ["is a bert model", "no image classification"]),
+    "a configuration of what has none": ({"dataset": "embedded", "dataset-config": "a"}, ["has no configurations"]),
+    "no such configuration": ({"dataset-config": "small"}, ["small"]),
     "no label": ({"forget": ","}, ["No label to forget"]),
     "number of no class": ({"forget": "10"}, ["no class 10"]),
     "all classes": ({"forget": "0,1,2,3,4,5,6,7,8,9"}, ["All 10 classes", "leaves nothing to keep"]),
@@ -232,6 +241,10 @@ def shelf(tmp_path_factory, fashion):
             test = split
         DatasetDict(train=split, test=test).save_to_disk(folder / name)
     (folder / "file").touch()
+    for name in ("no_weights", "bert"):
+        (folder / name).mkdir()
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    shutil.copy(Path(resolve_model("embedded/resnet")) / "config.json", folder / "no_weights")
     (folder / "documents").mkdir()
     (folder / "documents" / "thesis.tex").touch()
     return folder
@@ -260,10 +273,15 @@ def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, clot
 
 
 def test_missing_options_and_commands_are_exit_code_2(hf_esc, clothes):
+    both = ("--dataset", clothes, "--output", "new")
     for arguments, words in (
-        (("erase", "embedded/resnet", "--dataset", clothes, "--output", "new"), "Name it with `--forget LABEL`"),
+        (("erase", "embedded/resnet", *both), "Name it with `--forget LABEL`"),
         (("erase",), "MODEL"),
         (("forget",), "forget"),
+        (("erase", "embedded", *both, "--forget", "Ankle", "boot"), "quotes: --forget 'Ankle boot'"),
+        (("erase", "embedded", *both, "--method", "delete", "--forget", "Ankle", "boot"), "--forget 'Ankle boot'"),
+        (("evaluate", "embedded", "--dataset", "my", "photos"), "quotes: --dataset 'my photos'"),
+        (("verify", "my", "model"), "What is 'model'? Names with spaces need quotes"),
         (("evaluate", "embedded/resnet", "--dataset", clothes), "Name it with `--forget LABEL`"),
         (("evaluate", "embedded/resnet", "--dataset", clothes, "--forget", "Hat"), "no label 'Hat'"),
     ):
@@ -291,7 +309,8 @@ def test_help_imports_no_torch():
         "finally: print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)), file=sys.stderr)"
     )
     for arguments in (["--help"], ["erase", "--help"], ["evaluate", "-h"]):
-        done = run("-c", code, *arguments)
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert (done.returncode, done.stderr) == (0, "[]\n")
         assert "Usage" in done.stdout
 
@@ -312,17 +331,23 @@ def test_without_a_test_split_its_numbers_are_null(hf_esc, tmp_path, fashion):
         assert values["retain_train"] > 80
 
 
-@pytest.mark.slow
-def test_a_run_killed_while_it_works_leaves_no_folder(tmp_path):
+KILLED = """
+import glob, time
+if (child := os.fork()) == 0:
+    try:
+        exec(command, globals() | {"root": root, "arguments": arguments})
+    finally:
+        os._exit(1)
+while not glob.glob(".out.unfinished-*/new/config.json"):
+    assert os.waitpid(child, os.WNOHANG) == (0, 0), "it has ended"
+    time.sleep(0.02)
+os.kill(child, 9)
+answer = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+"""
+
+
+def test_a_run_killed_while_it_works_leaves_no_folder(elsewhere, tmp_path):
     arguments = ["erase", "embedded/resnet", "--dataset", "embedded", "--forget", "Trouser", "--output", "out"]
-    run = subprocess.Popen(
-        [sys.executable, "-m", "hf_esc.cli", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while not list(tmp_path.glob(".out.unfinished-*/new/config.json")) and run.poll() is None:
-        time.sleep(0.02)
-    run.kill()
-    assert run.wait() == -9
+    ended = elsewhere(KILLED, tmp_path, command=COMMAND, root=ROOT, arguments=arguments)
+    assert ended["answer"] == -9
     assert not (tmp_path / "out").exists()

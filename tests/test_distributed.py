@@ -70,18 +70,6 @@ def finish(command, **environment):
     return process.returncode, output
 
 
-def torchrun(*words):
-    """Two processes on a free port, on CPUs."""
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, EXAMPLE]
-    return finish([*run, "--use_cpu", True, "--per_device_train_batch_size", 32, *words])
-
-
-def accelerate(*words):
-    run = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
-    run += ["--main_process_port", 0, EXAMPLE, "--per_device_train_batch_size", 32]
-    return finish([*run, *words], ACCELERATE_USE_CPU="true")
-
-
 def one_process(data, output, epochs, **more):
     """The same in this process, with the batches of two."""
     train = datasets.load_from_disk(data)["train"]
@@ -141,6 +129,63 @@ def two_forks(elsewhere, tmp_path):
     return run
 
 
+# A launcher as it is, but for the last thing it does: its two processes are forks of this one, which has imported the
+# libraries, and not fresh ones that would import them again.
+LAUNCH = """
+import runpy, signal
+import torch.distributed.run
+import accelerate.commands.launch
+
+def forked(args, real=torch.distributed.run.config_from_args):
+    config, _, (unbuffered, *words) = real(args)
+    assert unbuffered == "-u"
+    config.start_method = "fork"
+    return config, work, words
+
+def work(*words):
+    signal.alarm(limit)
+    sys.stdout = sys.stderr = open("output-" + os.environ["RANK"], "w", buffering=1)
+    sys.path.insert(0, root)
+    sys.argv = list(words)
+    runpy.run_path(words[0], run_name="__main__")
+
+signal.alarm(limit)
+torch.distributed.run.config_from_args = forked
+os.environ.update(environment)
+sys.argv = [launcher, *words]
+{"torchrun": torch.distributed.run, "accelerate": accelerate.commands.launch}[launcher].main()
+answer = sorted(name for name in os.listdir() if name.startswith("output-"))
+"""
+
+
+@pytest.fixture
+def launch(elsewhere, tmp_path):
+    """Runs the example in two processes of `torchrun` or of `accelerate launch`, and returns what they wrote."""
+
+    def run(launcher: str, *words, **environment) -> str:
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        values = {"words": [str(word) for word in words], "root": ROOT, "environment": environment, "limit": LIMIT}
+        names = elsewhere(LAUNCH, folder, launcher=launcher, **values)["answer"]
+        assert names == ["output-0", "output-1"]
+        return "".join((folder / name).read_text() for name in names)
+
+    return run
+
+
+@pytest.fixture
+def torchrun(launch):
+    """Two processes on a free port, on CPUs."""
+    run = ["--standalone", "--nproc_per_node", 2, EXAMPLE, "--use_cpu", True, "--per_device_train_batch_size", 32]
+    return lambda *words: launch("torchrun", *run, *words)
+
+
+@pytest.fixture
+def accelerate(launch):
+    run = ["--multi_gpu", "--num_processes", 2, "--main_process_port", 0]
+    run += [EXAMPLE, "--per_device_train_batch_size", 32]
+    return lambda *words: launch("accelerate", *run, *words, ACCELERATE_USE_CPU="true")
+
+
 @pytest.fixture
 def examples(two_forks):
     """Runs the example in two processes, as `torchrun` does."""
@@ -193,13 +238,12 @@ def test_the_shares_of_a_batch_are_the_batch_of_one_process(rows, size, processe
 
 
 @slow
-def test_torchrun_where_shares_are_empty_and_a_run_that_goes_on(folder, examples, tmp_path):
+def test_torchrun_where_shares_are_empty_and_a_run_that_goes_on(folder, torchrun, examples, tmp_path):
     """129 images: the last batch of an epoch has one image for two processes, and the features come in one batch."""
     data = folder(129)
     one_process(data, tmp_path / "one", epochs=50, feature_batch_size=256)
     words = ["--feature_batch_size", 256]
-    code, output = torchrun(*arguments(data, tmp_path / "two", 50), *words)
-    assert code == 0, output[-3000:]
+    torchrun(*arguments(data, tmp_path / "two", 50), *words)
     record = check_same(tmp_path / "two", tmp_path / "one")
     assert (record["num_images"], record["batch_size"], record["max_steps"]) == (129, 64, 150)
 
@@ -212,7 +256,7 @@ def test_torchrun_where_shares_are_empty_and_a_run_that_goes_on(folder, examples
 
 
 @slow
-def test_accelerate_launch_with_an_odd_number_of_images(folder, tmp_path):
+def test_accelerate_launch_with_an_odd_number_of_images(folder, accelerate, tmp_path):
     """
     131 images: five batches of features for two processes, and a last batch of two images and one. In plain gradient
     descent, for which the size of the gradient matters; in larger steps than these, the last ones amplify the rounding
@@ -220,8 +264,7 @@ def test_accelerate_launch_with_an_odd_number_of_images(folder, tmp_path):
     """
     data = folder(131)
     one_process(data, tmp_path / "one", epochs=50, learning_rate=1)
-    code, output = accelerate(*arguments(data, tmp_path / "two", 50), "--learning_rate", 1)
-    assert code == 0, output[-3000:]
+    output = accelerate(*arguments(data, tmp_path / "two", 50), "--learning_rate", 1)
     record = check_same(tmp_path / "two", tmp_path / "one")
     assert (record["num_images"], record["batch_size"], record["max_steps"]) == (131, 64, 150)
     assert f"{record['steps']} steps; " in output
@@ -284,3 +327,33 @@ def test_unlearning_trainers_of_two_processes_leave_the_weights_of_one(two_forks
             assert torch.equal(one[name], other[name]), (method, name)
             if value.is_floating_point():
                 torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5)
+
+
+COMMAND = """
+from hf_esc.cli import main
+sys.argv = ["hf-esc", *words]
+try:
+    main()
+except SystemExit as end:
+    os._exit(end.code)
+"""
+
+
+@slow
+def test_a_command_in_two_processes_writes_once_and_ends_both_alike(folder, two_forks, tmp_path):
+    """A training of `erase`, which the first process does alone, and one of `train`, which both divide."""
+    common = ["--forget", "Trouser", "--method", "delete", "--num_train_epochs", 1]  # which forgets too little
+    data = folder(64)
+    erase = ["embedded/resnet", "--dataset", data, "--output", tmp_path / "one", "--no-evaluate", "--device", "cpu"]
+    train = ["--model", "embedded/resnet", "--dataset", data, "--output_dir", tmp_path / "two", "--use_cpu", True]
+    train += ["--evaluate", False, "--save_strategy", "no", "--per_device_train_batch_size", 16]
+    codes, errors = two_forks(COMMAND, "erase", *erase, *common, "--per_device_train_batch_size", 32)
+    assert codes == [3, 3], errors
+    assert "2 processes were started. The first does the work" in errors[0]
+    assert errors[1] == ""
+    codes, errors = two_forks(COMMAND, "train", *train, *common)
+    assert codes == [3, 3], errors
+    assert not list(tmp_path.glob(".*"))  # nothing unfinished
+    records = [load_classifier(tmp_path / name, device="cpu").config.erasures[-1] for name in ("one", "two")]
+    told = [[record[name] for name in ("steps", "batch_size", "processes")] for record in records]
+    assert told == [[2, 32, 1], [2, 32, 2]]

@@ -1,7 +1,6 @@
 """The table of methods is true, nothing else lists methods, and a new one is a file and a row."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -15,6 +14,8 @@ from hf_esc import unlearning
 from hf_esc.errors import CheckpointError
 from hf_esc.ledger.record import edits_weights
 from hf_esc.methods import IN_FRONT, KINDS, METHODS, WEIGHTS, kind_of
+
+from .processes import COMMAND
 
 PACKAGE = Path(hf_esc.__file__).parent
 TOY = '''
@@ -87,19 +88,20 @@ ROW_FRONT = """    Method(
     ),
 """
 LIBRARY = """
-import json, sys
+sys.path.insert(0, root)
+import json
 import hf_esc
 from hf_esc import load_classifier, load_images
 from hf_esc.hub.card import card_text
 from hf_esc.unlearning import METHODS, ToyArguments, ToyTrainer
-model, data = load_classifier("embedded/resnet", device="cpu"), load_images(sys.argv[1])
+model, data = load_classifier("embedded/resnet", device="cpu"), load_images(dataset)
 quiet = {"use_cpu": True, "report_to": "none", "disable_tqdm": True}
 args = ToyArguments("run", max_steps=2, per_device_train_batch_size=8, **quiet)
 trainer = ToyTrainer(model, args, data.forget_set([1]))
 trainer.train()
 record = trainer.model.config.erasures[-1]
 print("library", json.dumps([METHODS["toy"].__name__, record["method"], record["kind"], record["pressure"]]))
-for folder in sys.argv[2:]:
+for folder in folders:
     print(card_text(load_classifier(folder, device="cpu").config))
 """
 
@@ -174,49 +176,27 @@ def with_toys(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.slow
-def test_a_method_is_added_by_its_file_and_its_row(with_toys, clothes, tmp_path):
+def test_a_method_is_added_by_its_file_and_its_row(with_toys, clothes, elsewhere, tmp_path):
+    # Each command and each program is a process of its own that has imported no method yet.
     def run(*arguments: str) -> str:
-        environment = os.environ | {"PYTHONPATH": str(with_toys), "COLUMNS": "200"}
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
+        done = elsewhere(COMMAND, tmp_path, root=with_toys, arguments=[*map(str, arguments)])
+        assert Path(done["answer"]).is_relative_to(with_toys)
+        return done["printed"]
 
     common = ("--dataset", clothes, "--forget", "Trouser", "--no-evaluate", "--json")
     settings = {"toy": ("--max-steps", "2", "--pressure", "2", "--per-device-train-batch-size", "8"), "toy-front": ()}
     for name, further in settings.items():
-        erase = ("erase", "embedded/resnet", "--method", name, "--output", name)
-        made = run("-m", "hf_esc.cli", *erase, *common, *further)
+        made = run("erase", "embedded/resnet", "--method", name, "--output", name, *common, *further)
         assert json.loads(made)["method"] == name
-        checks = json.loads(run("-m", "hf_esc.cli", "verify", name, "--json"))
+        checks = json.loads(run("verify", name, "--json"))
         assert checks["passed"]
-    assert "toy-front" in run("-m", "hf_esc.cli", "erase", "--help")
-    said = run("-c", LIBRARY, clothes, *settings)
+    assert "toy-front" in run("erase", "--help")
+    said = elsewhere(LIBRARY, tmp_path, root=with_toys, dataset=clothes, folders=[*settings])["printed"]
     [line] = [line for line in said.splitlines() if line.startswith("library ")]
     assert json.loads(line.removeprefix("library ")) == ["ToyTrainer", "toy", WEIGHTS, 1.0]
     assert "Toy Method" in said
     assert "pressure 2.0" in said
     assert "Toy In Front" in said
-    train = ("--model", "embedded/resnet", "--dataset", clothes, "--forget", "Trouser", "--evaluate", "False")
-    told = run(
-        "-m",
-        "hf_esc.cli",
-        "train",
-        "--method",
-        "toy",
-        *train,
-        "--output_dir",
-        "trained",
-        "--max_steps",
-        "2",
-        "--use_cpu",
-    )
-    assert "toy, 2 steps on them" in told
+    data = ("--model", "embedded/resnet", "--dataset", clothes, "--forget", "Trouser", "--evaluate", "False")
+    training = ("--output_dir", "trained", "--max_steps", "2", "--use_cpu")
+    assert "toy, 2 steps on them" in run("train", "--method", "toy", *data, *training)

@@ -1,16 +1,15 @@
 """`evaluate.load` finds the metrics of hf_esc by name, whatever the Hub has, and everything else as ever."""
 
-import json
-import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from hf_esc.evaluation.metric_folders import metric_folder
 
-from .hub import Repo, stand_in_hub
+from .hub import Repo
 
 ROOT = Path(__file__).parents[1]
 METRICS = sorted(path.stem for path in (ROOT / "metrics").glob("*/*_score.py"))
@@ -93,45 +92,26 @@ AS_EVER = {
     ),
 }
 
-# Each runs in a fork of a process that has what evaluate imports, but neither evaluate nor hf_esc.
+# Each runs in a fork of a process that has what evaluate imports, but neither evaluate nor hf_esc. It finds hf_esc in
+# this checkout, and modules in the working directory.
 SCRIPT = f"""
-import contextlib, io, json, os, sys, tempfile, traceback
-import sklearn.linear_model, sklearn.neighbors, torchvision
-import datasets, numpy, pandas, requests, torch, transformers
-from transformers import pipeline
-
+import huggingface_hub
 assert not any(name.startswith(("hf_esc", "evaluate")) for name in sys.modules)
 
 def save(path, text={ELSEWHERE.format(kind="Metric", where="a file's")!r}):
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     open(path, "w").write(text)
 
-printed = {{}}
-for name, code in json.load(sys.stdin).items():
-    read, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(tempfile.mkdtemp(dir="."))
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said):
-            try:
-                exec(code, {{"save": save}})
-            except BaseException:
-                traceback.print_exc(file=said)
-        os.write(write, said.getvalue().encode())
-        os._exit(0)
-    os.close(write)
-    with os.fdopen(read) as pipe:
-        printed[name] = pipe.read()
-    os.waitpid(pid, 0)
-print(json.dumps(printed))
+os.environ.update(variables)
+if "HF_HUB_OFFLINE" in variables:  # what was read when the libraries were imported
+    huggingface_hub.constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+sys.path[:0] = [".", root]
+exec(case, {{"save": save}})
 """
-
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 @pytest.fixture(scope="module")
-def hub():
+def others(hub):
     """A Hub on which others have the names of our metrics."""
     spaces = {
         "evaluate-metric/kr_score": ("Metric", "the Hub's kr_score"),
@@ -140,55 +120,44 @@ def hub():
         "evaluate-comparison/kr_score": ("Comparison", "the Hub's comparison"),
         "me/kr_score": ("Metric", "my kr_score"),
     }
-    with stand_in_hub() as hub:
-        for name, (kind, where) in spaces.items():
-            hub.repos["space", name] = repo = Repo(name, "space", sdk="gradio")
-            file = name.split("/")[1] + ".py"
-            repo.commit("main", "the metric", {file: ELSEWHERE.format(kind=kind, where=where).encode()})
-        yield hub
+    for name, (kind, where) in spaces.items():
+        hub.repos["space", name] = repo = Repo(name, "space", sdk="gradio")
+        file = name.split("/")[1] + ".py"
+        repo.commit("main", "the metric", {file: ELSEWHERE.format(kind=kind, where=where).encode()})
+    yield hub
+    for name in spaces:
+        del hub.repos["space", name]
 
 
-def run(cases: dict[str, str], hub, folder: Path, **variables: str) -> dict[str, str]:
-    """What each case prints, with hf_esc from this checkout and the working directory to import from."""
-    path = os.pathsep.join([".", str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = hub.environment(folder / "home", PYTHONPATH=path)
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=folder,
-        env=environment | variables,
-        input=json.dumps(cases),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout)
+@pytest.fixture
+def printed(elsewhere, others, tmp_path):
+    """What each case prints, with caches of their own."""
+    others.requests.clear()
+
+    def run(cases: dict[str, str], **variables: str) -> dict[str, str]:
+        values = {"root": ROOT, "variables": {"HF_HOME": str(tmp_path / "home"), **variables}}
+        folders = {name: Path(tempfile.mkdtemp(dir=tmp_path)) for name in cases}
+        return {name: elsewhere(SCRIPT, folders[name], case=cases[name], **values)["printed"] for name in cases}
+
+    return run
 
 
-@forks
-@pytest.mark.slow
 @pytest.mark.parametrize("variables", [{}, {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1"}], ids=repr)
-def test_our_metrics_are_found_by_name_and_nothing_is_asked_of_the_hub(hub, tmp_path, variables):
-    hub.requests.clear()
-    printed = run(OURS, hub, tmp_path, **variables)
+def test_our_metrics_are_found_by_name_and_nothing_is_asked_of_the_hub(others, printed, variables):
+    found = printed(OURS, **variables)
     kr, hm = "Knowledge retention: the accuracies", "How well a classifier has forgotten"
     starts = {**dict.fromkeys(OURS, kr), "hm_score": hm}
     starts["two together"] = 'EvaluationModule(name: "hm_score"'
     starts["inspected"] = "The processing scripts for metric kr_score"
-    assert {name: text for name, text in printed.items() if not text.startswith(starts[name])} == {}
-    assert 'EvaluationModule(name: "kr_score"' in printed["two together"]
-    assert hub.requests == []
+    assert {name: text for name, text in found.items() if not text.startswith(starts[name])} == {}
+    assert 'EvaluationModule(name: "kr_score"' in found["two together"]
+    assert others.requests == []
 
 
-@forks
-@pytest.mark.slow
-def test_what_is_not_ours_is_found_as_ever(hub, tmp_path):
-    hub.requests.clear()
-    printed = run({name: code for name, (code, _) in AS_EVER.items()}, hub, tmp_path)
-    unexpected = {name for name, text in printed.items() if AS_EVER[name][1] not in text or "Traceback" in text}
-    assert {name: printed[name] for name in unexpected} == {}
-    assert any("evaluate-metric/other" in path for _, path, _ in hub.requests)
+def test_what_is_not_ours_is_found_as_ever(others, printed):
+    found = printed({name: code for name, (code, _) in AS_EVER.items()})
+    assert {name: text for name, text in found.items() if AS_EVER[name][1] not in text} == {}
+    assert any("evaluate-metric/other" in path for _, path, _ in others.requests)
 
 
 def test_every_metric_of_the_checkout_is_ours():

@@ -3,8 +3,7 @@
 import copy
 import json
 import re
-import subprocess
-import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -21,7 +20,6 @@ from hf_esc.hub.card import BEGIN, END
 from . import test_card
 from .hub import TOKEN, Repo, card_errors
 from .pictures import NAMES, picture
-from .processes import WITHOUT_HF_ESC
 from .pushing import ROOT, erased_vit, forget_set, knows, put, report_of, tiny_vit
 from .tiny import quietly, tiny
 
@@ -100,7 +98,7 @@ def test_a_push_is_one_commit_with_all_of_it(hub, client, erased, folder, repo_i
 
 
 @torch.no_grad()
-def test_what_is_pulled_is_the_model_that_was_pushed(hub, client, erased, folder, repo_id, tmp_path):
+def test_what_is_pulled_is_the_model_that_was_pushed(client, without_hf_esc, erased, folder, repo_id, tmp_path):
     """By the Auto class, by a pipeline, and where hf_esc cannot be imported."""
     client(PUSH.format(""), folder=folder, repo_id=repo_id)
     picture().save(tmp_path / "image.png")
@@ -116,25 +114,16 @@ def test_what_is_pulled_is_the_model_that_was_pushed(hub, client, erased, folder
         repo_id=repo_id,
         file=tmp_path / "image.png",
     )
-    script = WITHOUT_HF_ESC + (
-        "import json\n"
-        "import torch\n"
-        "from PIL import Image\n"
-        "from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline\n"
-        "model = AutoModelForImageClassification.from_pretrained(sys.argv[1], **trusted)\n"
-        "image = Image.open('image.png')\n"
-        "with torch.no_grad():\n"
-        "    inputs = AutoImageProcessor.from_pretrained(sys.argv[1])(images=image, return_tensors='pt')\n"
-        "    logits = model(**inputs).logits\n"
-        "answers = pipeline('image-classification', model=sys.argv[1], **trusted)(image)\n"
-        "print('answer', json.dumps([type(model).__module__, logits.tolist(), answers]))"
-    )
-    command = [sys.executable, "-c", script, repo_id]
-    run = subprocess.run(
-        command, cwd=tmp_path, env=hub.environment(tmp_path / "home"), capture_output=True, text=True, check=False
-    )
-    assert run.returncode == 0, run.stderr[-3000:]
-    alone = json.loads(run.stdout.split("answer ")[-1])
+    code = """
+    image = Image.open("image.png")
+    model = AutoModelForImageClassification.from_pretrained(repo_id, **trusted)
+    with torch.no_grad():
+        inputs = AutoImageProcessor.from_pretrained(repo_id)(images=image, return_tensors="pt")
+        logits = model(**inputs).logits
+    answers = pipeline("image-classification", model=repo_id, **trusted)(image)
+    answer = [type(model).__module__, logits.tolist(), answers]
+    """
+    alone = without_hf_esc(textwrap.dedent(code), tmp_path, repo_id=repo_id)
     local = ESCModel.from_pretrained(folder)
     expected = local(**erased.image_processor(images=picture(), return_tensors="pt")).logits
     assert (pulled[0], alone[0].split(".")[0]) == ("hf_esc.modeling.modeling_esc", "transformers_modules")

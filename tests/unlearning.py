@@ -1,6 +1,5 @@
 """What the tests of unlearning trainers share: a small learnt problem, quiet settings, and what comes out of a run."""
 
-import gc
 import tempfile
 import warnings
 
@@ -15,8 +14,6 @@ from .tiny import images, tiny
 QUIET = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no", "logging_strategy": "no"}
 C = 4
 NAMES = [f"shade {label}" for label in range(C)]
-# As in `esc_t`: garbage is collected whenever a training begins.
-gc.freeze()
 _FOLDER = tempfile.TemporaryDirectory(prefix="hf_esc-tests-")
 _LEARNT: list = []
 

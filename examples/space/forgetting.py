@@ -63,7 +63,7 @@ def all_images() -> ImageData:
 
 def first_of_each_class(split: Dataset, count: int) -> Dataset:
     """The first `count` images of each class, class by class."""
-    labels = np.asarray(split[all_images().label_column])
+    labels = np.asarray(split[all_images().label_column][:])
     return split.select(np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]))
 
 

@@ -21,12 +21,12 @@ def print_json(values: Mapping[str, Any]) -> None:
 
 def accuracy_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     """Accuracies in %, one row each, one column for each model."""
-    from ..evaluation.report_text import ROWS
+    from ..evaluation.report_text import rows
 
-    lines = [f"{'accuracy in %':<22}" + "".join(f"{name:>12}" for name in columns)]
-    for key, title in ROWS.items():
+    lines = [f"{'accuracy in %':<25}" + "".join(f"{name:>12}" for name in columns)]
+    for key, title in rows(columns.values()).items():
         cells = (values[key] for values in columns.values())
-        lines.append(f"{title:<22}" + "".join(f"{'-' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
+        lines.append(f"{title:<25}" + "".join(f"{'-' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
     return "\n".join(lines)
 
 

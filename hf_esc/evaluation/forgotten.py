@@ -92,7 +92,7 @@ def _check_images(config, data: ImageData, labels: Sequence[int]) -> None:
     """Raise unless each of these classes of the model has training and test images."""
     mapping = data.labels_in(config)
     for what, split in (("training", data.train), ("test", data.test)):
-        there = {mapping[label] for label in set(split.with_format(None)[data.label_column])} if split else set()
+        there = {mapping[label] for label in set(split.with_format(None)[data.label_column][:])} if split else set()
         if absent := label_names(config, set(labels) - there):
             names = ", ".join(map(str, absent.values()))
             raise ProbeError(f"There is no {what} image of the forgotten classes {names}: nothing can be said.")

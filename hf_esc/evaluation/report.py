@@ -29,10 +29,11 @@ class Retention:
     What a probe reads from the features of a network, over its seeds.
 
     Args:
-        mean (`dict[str, float | None]`): The six numbers of [`Accuracies`], in %.
+        mean (`dict[str, float | None]`): The numbers of [`Accuracies`], in %. All None where the probe is `constant`.
         spread (`dict[str, float | None]`): Their standard deviations.
         runs (`int`): Number of seeds.
-        settings (`dict`): Settings of the probe, and whether it converged.
+        settings (`dict`): Settings of the probe, whether it converged, and whether it is `constant`, as in
+            [`KnowledgeRetention`].
     """
 
     mean: dict[str, float | None]
@@ -126,19 +127,21 @@ class UnlearningReport:
         \((\mathrm{KR} - \mathrm{KR}_{\mathrm{r}}) / (\mathrm{KR}_{\mathrm{o}} - \mathrm{KR}_{\mathrm{r}})\).
 
         Below 0, a probe reads less than from a model that has never seen the class. None unless both references are
-        there and their KR differs by more than one point: otherwise the ratio says nothing. Where there are no
-        forget test images, forget training images take their place.
+        there and more is read from the original, by more than one point: otherwise the ratio says nothing, or has the
+        wrong sign. Where there are no forget test images, forget training images take their place. Where two or more
+        classes were forgotten, KR is the share of images that are taken for any of them.
         """
-        key = "forget_test" if self.num_forget_test else "forget_train"
+        own, of_any = ("forget_test", "any_test") if self.num_forget_test else ("forget_train", "any_train")
         values = []
         for column in (name, "retrain", "original"):
             result = self.models.get(column)
-            value = result.retention[probe].mean[key] if result is not None else None
+            read = result.retention[probe].mean if result is not None else {}
+            value = read.get(own) if read.get(of_any) is None else read[of_any]
             if value is None:
                 return None
             values.append(value)
         found, retrain, original = values
-        return (found - retrain) / (original - retrain) if abs(original - retrain) > 1 else None
+        return (found - retrain) / (original - retrain) if original - retrain > 1 else None
 
     def average_gap(self, name: str = "model") -> float | None:
         """

@@ -12,6 +12,8 @@ from ..errors import NonFiniteError, RankError
 
 # An eigenvalue below this fraction of the largest is rounding error: float32 is accurate to 1e-7, its square to 1e-14.
 _NOISE = 1e-12
+# Fewer images than dimensions span few directions. Up to this share of d, they are looked for in a subspace.
+_FEW = 8
 
 
 def rank_from_percentage(p: float | str | Decimal, dim: int) -> int:
@@ -109,9 +111,31 @@ def spanned_directions(second_moment: Tensor, largest: Tensor | None = None) -> 
 
     Rounding error is relative to `largest`. By default, this is the largest eigenvalue of the matrix.
     """
-    eigenvalues, vectors = _eigenvectors(second_moment)
+    eigenvalues, vectors = _eigenvectors_of_few(second_moment, largest) or _eigenvectors(second_moment)
     scale = eigenvalues[0].clamp_min(0) if largest is None else largest
     return vectors[:, eigenvalues > _NOISE * scale]
+
+
+def _eigenvectors_of_few(second_moment: Tensor, largest: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    r"""
+    The eigenvectors of a matrix that spans at most d / 8 directions; None if it spans more.
+
+    \(Q\), an orthonormal basis of \(M \Omega\) with random \(\Omega\) `(d, d / 8)`, then spans them all, and the
+    eigenvectors are \(Q\) times those of the small \(Q^\top M Q\)
+    ([Halko et al.](https://arxiv.org/abs/0909.4061)). Whether it does is checked: the trace tells what is left out.
+    """
+    moment = second_moment.double()
+    dim = len(moment)
+    if dim < _FEW or not torch.isfinite(moment).all():
+        return None
+    drawn = torch.randn(dim, dim // _FEW, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q = torch.linalg.qr(moment @ drawn.to(moment.device)).Q
+    small = q.T @ moment @ q
+    eigenvalues, vectors = _eigenvectors((small + small.T) / 2)
+    scale = eigenvalues[0].clamp_min(0) if largest is None else largest
+    if (moment.trace() - small.trace()).abs() > 0.1 * _NOISE * scale:
+        return None
+    return eigenvalues, _with_sign(q @ vectors)
 
 
 def complete_basis(second_moment: Tensor) -> Tensor:
@@ -139,8 +163,12 @@ def _eigenvectors(second_moment: Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(second_moment).all():
         raise NonFiniteError("The second moment has NaN or infinite entries, so it has no principal directions.")
     eigenvalues, vectors = torch.linalg.eigh(second_moment.double())  # ascending
-    eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
-    return eigenvalues, vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
+    return eigenvalues.flip(0), _with_sign(vectors.flip(1))
+
+
+def _with_sign(vectors: Tensor) -> Tensor:
+    """Columns whose largest entry in absolute value is positive."""
+    return vectors * vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
 
 
 def remaining_directions(basis: Tensor, second_moment: Tensor, largest: Tensor | None = None) -> Tensor:

@@ -204,6 +204,7 @@ def _section(
         dataset_name=(dataset or Path(report.dataset).name) if report is not None else "",
         has_original=report is not None and "original" in report.models,
         has_retrain=report is not None and "retrain" in report.models,
+        several_classes=report is not None and report.models["model"].accuracies.any_train is not None,
         left_out=", ".join(report.left_out) if report is not None else "",
         table=_Markdown(markdown(report)) if report is not None else "",
         figure=_Markdown(figure) if figure is not None else None,
@@ -294,12 +295,18 @@ def _threat(report: UnlearningReport | None, *, what: str, in_front: bool, edite
     if report is None:
         return {name: _Markdown(line) for name, line in lines.items()}
     found, original = report.models["model"], report.models.get("original")
-    test = report.num_forget_test > 0
-    key, images = ("forget_test", "test") if test else ("forget_train", "training")
-    head, probe = getattr(found.accuracies, key), found.retention["converged"].mean[key]
-    lines["predictions"] = f"the head gets {head:.1f} % of the forget {images} images right"
-    lines["features"] = f"a converged linear probe gets {probe:.1f} % of them right"
+    split, images = ("test", "test") if report.num_forget_test else ("train", "training")
+    key, read = f"forget_{split}", "gets {share:.1f} % of {which} right"
+    # A reader that takes one forgotten class for another still tells them from the rest.
+    if getattr(found.accuracies, f"any_{split}") is not None:
+        key, read = f"any_{split}", "takes {share:.1f} % of {which} for one of the forgotten classes"
+    head, probe = getattr(found.accuracies, key), found.retention["converged"].mean.get(key)
+    lines["predictions"] = f"the head {read.format(share=head, which=f'the forget {images} images')}"
+    lines["features"] = "a linear probe that is trained to the end tells no class from another"
+    if probe is not None:
+        lines["features"] = f"a converged linear probe {read.format(share=probe, which='them')}"
     if original is not None:
         lines["predictions"] += f", and {getattr(original.accuracies, key):.1f} % before"
-        lines["features"] += f", and {original.retention['converged'].mean[key]:.1f} % from the original's features"
+        before = original.retention["converged"].mean.get(key)
+        lines["features"] += "" if before is None else f", and {before:.1f} % from the original's features"
     return {name: _Markdown(line if line.endswith(".") else f"{line}.") for name, line in lines.items()}

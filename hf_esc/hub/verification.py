@@ -33,6 +33,7 @@ from ..evaluation.report import UnlearningReport
 from ..evaluation.report_check import misfit
 from ..ledger.fingerprints import labels_sha256, processor_sha256, record_sha256, settings, settings_sha256
 from ..ledger.record import check_ledger, edits_weights
+from ..loading import why_not_loaded
 from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
@@ -110,7 +111,8 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     except Exception as error:  # of a damaged file, transformers raises what comes of it
         there = (Path(source) / "config.json").is_file() or isinstance(error, CheckpointError)
         if isinstance(error, OSError | ValueError) and not there:
-            raise ModelError(f"There is no checkpoint to verify at {source!r}: {error}") from error
+            why = why_not_loaded(error, source)
+            raise ModelError(f"There is no checkpoint to verify at {source!r}: {why}") from error
         yield Check("erased model", False, f"its configuration cannot be read: {error}")
         return
     ledger: Any = getattr(config, "erasures", None)

@@ -79,6 +79,8 @@ class ESCConfig(PretrainedConfig):
             kwargs["num_labels"] = base_config.num_labels
         if kwargs.get("problem_type") is None:
             kwargs["problem_type"] = base_config.problem_type
+        if kwargs.get("attn_implementation") is None:
+            kwargs["attn_implementation"] = base_config._attn_implementation
         super().__init__(**kwargs)
 
 
