@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .features.basis import principal_directions
     from .features.moments import SecondMoment
     from .features.sites import find_sites
-    from .ledger.verification import verify
+    from .hub.verification import verify
     from .loading import load_classifier
     from .modeling.configuration_esc import ESCConfig
     from .modeling.modeling_esc import ESCFeatureModel, ESCModel
@@ -48,7 +48,7 @@ _HOMES = {
     "load_images": "data.image_data",
     "principal_directions": "features.basis",
     "remap": "erasure.remap",
-    "verify": "ledger.verification",
+    "verify": "hub.verification",
 }
 __all__ = [
     "ESCConfig",

@@ -7,6 +7,7 @@ import warnings
 from .modeling.errors import CheckpointError as CheckpointError
 from .modeling.errors import HfEscError as HfEscError
 from .modeling.errors import SiteError as SiteError
+from .modeling.errors import shown as shown
 
 
 class RankError(HfEscError, ValueError):
@@ -78,4 +79,4 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     frame, level = inspect.currentframe(), 1
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _PASSED_THROUGH:
         frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    warnings.warn(shown(message), category, stacklevel=level)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +15,26 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from .embedded import NAME as EMBEDDED
 from .embedded import resolve_model
 from .errors import CheckpointError, HfEscError, ModelError
 from .methods import edited_fingerprint
 from .modeling.fingerprints import weights_sha256
 from .modeling.modeling_esc import inner_classifier
 
+# Arguments of `from_pretrained` that say which files are loaded, and from where.
+_OF_THE_HUB = ("revision", "trust_remote_code", "token", "cache_dir", "subfolder", "local_files_only")
+# What an image processor is saved as.
+PROCESSOR_FILE = "preprocessor_config.json"
 # Seed of the random network in reports.
 RANDOM_SEED = 0
 
@@ -43,17 +58,11 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
         CheckpointError: If it is an erased model with a damaged projection, or its ledger says that its weights were
             edited, and they are not those that the edit left.
     """
-    try:
+    load_config(name, **{option: kwargs[option] for option in _OF_THE_HUB if option in kwargs})
+    with _reported(name):
         model, info = AutoModelForImageClassification.from_pretrained(
             resolve_model(name), output_loading_info=True, **kwargs
         )
-    except HfEscError:
-        raise
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"No image classifier can be loaded from {name!r}: {_first_line(error)} It should be `embedded`, a folder "
-            "saved by `save_pretrained`, or an id on the Hub."
-        ) from error
     drawn = "What is missing would be drawn at random. It is no trained image classifier: fine-tune it first"
     for problem, what, why in (
         ("missing_keys", "has no weights for", drawn),
@@ -76,7 +85,72 @@ def load_classifier(name: str | Path, *, device: str | torch.device | None = Non
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # torch does not know the name, or the device is missing
-        raise ModelError(f"The device {str(device)!r} cannot be used: {_first_line(error)}") from error
+        raise ModelError(f"The device {str(device)!r} cannot be used: {first_line(error)}") from error
+
+
+def load_config(name: str | Path, **kwargs) -> PreTrainedConfig:
+    """
+    Load the configuration of an image classifier: enough to look at its labels before its weights are read.
+
+    Raises:
+        ModelError: If there is none, or it is of no image classifier.
+    """
+    source = resolve_model(name)
+    with _reported(name):
+        refuse_missing_folder(source)
+        config = AutoConfig.from_pretrained(source, **kwargs)
+        own_code = AutoModelForImageClassification.__name__ in (getattr(config, "auto_map", None) or {})
+        if type(config) not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and not own_code:
+            raise ValueError(f"it is a {config.model_type} model, for which transformers has no image classification.")
+    return config
+
+
+@contextmanager
+def _reported(name: str | Path) -> Iterator[None]:
+    """What transformers says of a checkpoint that it cannot load, as a [`ModelError`]."""
+    try:
+        yield
+    except HfEscError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        why = why_not_loaded(error, resolve_model(name))
+        raise ModelError(
+            f"No image classifier can be loaded from {name!r}: {why} It should be `embedded`, a folder saved by "
+            "`save_pretrained`, or an id on the Hub."
+        ) from error
+
+
+def refuse_missing_folder(name: str) -> None:
+    """Raise `FileNotFoundError` for a path that is not there and could not be an id on the Hub, and so ask no Hub."""
+    if not Path(name).exists() and not _could_be_on_the_hub(name):
+        raise FileNotFoundError(name)
+
+
+def why_not_loaded(error: Exception, name: str) -> str:
+    """
+    Why something could not be loaded. Where `name` can only be a folder's, or is near one's, nobody has to hear of the
+    Hub and its connection.
+    """
+    path = Path(name)
+    if path.exists():
+        return first_line(error)
+    on_the_hub = _could_be_on_the_hub(name)
+    missing = next(part for part in (path, *path.parents) if part.parent.exists())  # "." and "/" are there
+    if missing == path or not on_the_hub:
+        beside = [item.name for item in missing.parent.iterdir() if item.is_dir()] if missing.parent.is_dir() else []
+        near = difflib.get_close_matches(missing.name, [*beside, *([] if "/" in name else [EMBEDDED])], n=3)
+        if near or not on_the_hub:
+            hint = f" Near it: {', '.join(repr(str(missing.parent / other)) for other in near)}." if near else ""
+            return f"There is no folder {str(missing)!r}.{hint}"
+    return f"There is no folder {name!r}. On the Hub: {first_line(error)}"
+
+
+def _could_be_on_the_hub(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _check_edited(model: PreTrainedModel, name: str | Path) -> None:
@@ -109,9 +183,18 @@ def load_processor(model: PreTrainedModel) -> Any:
         return AutoImageProcessor.from_pretrained(source, **({"revision": commit} if commit else {}))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
-            f"No image processor was found for {source or type(model).__name__}: {_first_line(error)} "
-            "Pass `processing_class=`."
+            f"No image processor was found for {source or type(model).__name__}: {_no_processor(source, error)} Pass "
+            "`processing_class=` in Python."
         ) from error
+
+
+def _no_processor(source: str, error: Exception) -> str:
+    folder = Path(source or "nowhere")
+    if not folder.is_dir() or (folder / PROCESSOR_FILE).exists():
+        return first_line(error)
+    above = folder.resolve().parent / PROCESSOR_FILE
+    origin = str(above) if above.exists() else "the checkpoint that the model was trained from"
+    return f"The folder has no {PROCESSOR_FILE}. Copy this file into it, from {origin}."
 
 
 def random_network(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
@@ -168,6 +251,6 @@ def default_device() -> torch.device:
     return accelerator if accelerator is not None else torch.device("cpu")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     line = (str(error).strip() or type(error).__name__).splitlines()[0].strip()
     return line if line.endswith((".", "!", "?")) else f"{line}."

@@ -10,8 +10,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from .errors import HfEscError, OutputError
+
+try:
+    import fcntl
+except ImportError:  # on Windows: what killed runs left stays there
+    fcntl = None  # type: ignore[assignment]
 
 # What a saved model consists of, by the names that transformers gives. All else in a folder is the user's.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
@@ -20,6 +26,9 @@ _MODEL_FILES = {"config.json", "preprocessor_config.json", "evaluation.json"}
 # What a disk says. Other errors of the operating system, such as a lost connection, are not about the folder.
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _OF_DISK |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV}
+# A file in each temporary folder, which its process locks while it lives.
+_LOCK = ".lock"
+_locked: dict[Path, IO[str]] = {}
 
 
 def check_output(folder: Path, *, overwrite: bool) -> None:
@@ -31,15 +40,9 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
             is not set, or if it holds something other than a model.
     """
     _restore(folder)
-    if folder.is_symlink() and not folder.exists():
-        raise OutputError(f"The output {folder} is a link to {folder.readlink()}, which is not there. Name a folder.")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"The output {folder} is a file. Name a folder.")
     if folder.is_dir() and os.path.ismount(folder):
         raise OutputError(f"The output {folder} is a mount point, which cannot be replaced. Name a folder in it.")
-    parent = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise OutputError(f"The output {folder} cannot be made: {parent} is no folder that can be written to.")
+    check_place(folder, within=folder.resolve().parent)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
@@ -48,6 +51,88 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
+
+
+def check_place(folder: Path, *, within: Path | None = None) -> None:
+    """
+    Check before the work that something can be written to `folder`, whatever is in it.
+
+    Args:
+        folder (`Path`): The output.
+        within (`Path`, *optional*): The folder in which files will be made, if not in `folder` itself.
+
+    Raises:
+        OutputError: If `folder` is a file or a link to nothing, or the disk takes no file there.
+    """
+    if folder.is_symlink() and not folder.exists():
+        raise OutputError(f"The output {folder} is a link to {folder.readlink()}, which is not there. Name a folder.")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output {folder} is a file. Name a folder.")
+    place = (within or folder).absolute()
+    parent = next(parent for parent in (place, *place.parents) if parent.exists())
+    try:
+        # A right to write is no proof: a disk can be full, or hold no files at all, as /proc.
+        os.rmdir(tempfile.mkdtemp(dir=parent, prefix=".hf_esc-"))
+    except OSError as error:
+        raise OutputError(
+            f"The output {folder} cannot be made: {parent} is no folder that can be written to ({error.strerror})."
+        ) from error
+
+
+def make_own_folder(parent: str | Path | None, prefix: str) -> Path:
+    """
+    Make a temporary folder that is known to be in use while this process lives.
+
+    Those of the same prefix that killed runs left in `parent` are removed, but for one that holds a user's old model.
+
+    Args:
+        parent (`str` or `Path`, *optional*): Where; the system's folder for temporary files by default.
+        prefix (`str`): What its name begins with.
+    """
+    parent = Path(parent if parent is not None else tempfile.gettempdir())
+    for left in parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
+        if not (left.parent / "old").exists() and (lock := _lock(left)) is not None:
+            shutil.rmtree(left.parent, ignore_errors=True)
+            lock.close()
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    (folder / f"{_LOCK}-new").touch()
+    if (lock := _lock(folder / f"{_LOCK}-new")) is not None:
+        _locked[folder] = lock
+        (folder / f"{_LOCK}-new").rename(folder / _LOCK)  # nobody sees it before it is locked
+    return folder
+
+
+def remove_own_folder(folder: Path) -> None:
+    """Remove a folder that `make_own_folder` made."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder in _locked:
+        _locked.pop(folder).close()
+
+
+@contextmanager
+def own_folder(parent: str | Path | None, prefix: str) -> Iterator[Path]:
+    """A folder of `make_own_folder` that is removed when the context ends."""
+    folder = make_own_folder(parent, prefix)
+    try:
+        yield folder
+    finally:
+        remove_own_folder(folder)
+
+
+def _lock(file: Path) -> IO[str] | None:
+    """The file, open and locked. None if a process that lives has locked it, or there are no locks here."""
+    if fcntl is None:
+        return None
+    try:
+        opened = file.open("r+")
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        opened.close()
+        return None
+    return opened
 
 
 def _holds_model(folder: Path) -> bool:
@@ -72,12 +157,12 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
     check_output(folder, overwrite=overwrite)
     target = folder.resolve()
     seen = _state(target)
-    with _reported(folder):
+    with reported(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(dir=target.parent, prefix=_hidden_prefix(target)))
+        hidden = make_own_folder(target.parent, _hidden_prefix(target))
     fresh, old = hidden / "new", hidden / "old"
     try:
-        with _reported(folder):
+        with reported(folder):
             fresh.mkdir()
             yield fresh
             if _state(target) != seen:
@@ -98,7 +183,10 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         if old.exists() and not placed and not target.exists():
             old.rename(target)
         # What was there stays where it is if there is no place to put it back to.
-        shutil.rmtree(hidden if placed or not old.exists() else fresh, ignore_errors=True)
+        if placed or not old.exists():
+            remove_own_folder(hidden)
+        else:
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 @contextmanager
@@ -112,25 +200,23 @@ def write_into(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: If the files cannot be written, as on a full disk.
     """
-    with _reported(folder):
+    with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        hidden = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished-"))
-        try:
-            yield hidden
-            fresh = sorted(hidden.iterdir(), key=lambda item: item.name == "config.json")
+        with own_folder(folder, ".unfinished-") as hidden:
+            (hidden / "new").mkdir()
+            yield hidden / "new"
+            fresh = sorted((hidden / "new").iterdir(), key=lambda item: item.name == "config.json")
             (folder / "config.json").unlink(missing_ok=True)
             for stale in folder.iterdir():
                 if _WEIGHTS.fullmatch(stale.name) or stale.name == "evaluation.json":
                     stale.unlink()
             for item in fresh:
                 os.replace(item, folder / item.name)
-        finally:
-            shutil.rmtree(hidden, ignore_errors=True)
 
 
 @contextmanager
-def _reported(folder: Path) -> Iterator[None]:
-    """What the file system says, as an [`OutputError`]."""
+def reported(folder: Path, *, left: str = "Nothing of it is there.") -> Iterator[None]:
+    """What the file system says, as an [`OutputError`] that also says what is left in the folder."""
     try:
         yield
     except HfEscError:
@@ -141,8 +227,8 @@ def _reported(folder: Path) -> Iterator[None]:
         if not of_disk and type(error).__name__ != "SafetensorError":
             raise
         raise OutputError(
-            f"The output {folder} cannot be written: {error}. Nothing of it is there. Mend the cause, or name another "
-            "folder, and run again."
+            f"The output {folder} cannot be written: {error}. {left} Mend the cause, or name another folder, and run "
+            "again."
         ) from error
 
 

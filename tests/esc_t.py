@@ -47,6 +47,10 @@ def factor(trainer) -> MaskedFactor:
     return only
 
 
+# What differs between the records of two runs that are the same.
+OF_A_RUN = {"date": None, "record_sha256": None}
+
+
 def record(trainer) -> dict:
     return trainer.erased_model.config.erasures[-1]
 

@@ -23,7 +23,7 @@ import warnings
 import evaluate, matplotlib.figure, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
-import hf_esc.cli, hf_esc.hub.push, hf_esc.hub.space, hf_esc.loading, hf_esc.ledger.verification
+import hf_esc.cli, hf_esc.hub.push, hf_esc.hub.space, hf_esc.loading, hf_esc.hub.verification
 import hf_esc.evaluation.report
 import hf_esc.visualization.retention, hf_esc.cli.report
 from hf_esc import ESCModel, erase
@@ -95,8 +95,9 @@ def erased_vit(label: int = 1, names=NAMES, **options):
 
 def report_of(model, **changes) -> UnlearningReport:
     last = model.config.erasures[-1]
-    fingerprints = {"projection_sha256": last["projection_sha256"], "weights_sha256": last["base_sha256"]}
-    return test_card.report(**fingerprints, **changes)
+    subject = {"projection_sha256": last["projection_sha256"], "weights_sha256": last["base_sha256"]}
+    subject |= {"method": [record["method"] for record in model.config.erasures], "left_out": []}
+    return test_card.report(**subject | changes)
 
 
 def put(hub, repo_id: str, folder: Path | None = None, **files: str) -> Repo:

@@ -265,7 +265,11 @@ def test_an_erasure_that_is_incomplete_is_called_so():
     assert "**The erasure is incomplete**" in section(card_text(configuration(), report=read))
     # One class that stays does not hide behind others.
     for shares, incomplete in (([[0.0, 0.0], [0.0, 30.0]], True), ([[0.0, 0.0], [0.0, 3.0]], False)):
-        read = report(models=models | {"model": replace(models["model"], by_class=shares)}, forget=["cat", "dog"])
+        read = report(
+            models=models | {"model": replace(models["model"], by_class=shares)},
+            forget=["cat", "dog"],
+            forget_labels=[0, 1],
+        )
         assert ("**The erasure is incomplete**" in section(card_text(configuration(), report=read))) is incomplete
         assert any(
             line[:2] == ["head on dog alone: training / test images", f"0.00 / {shares[1][1]:.2f}"]

@@ -1,6 +1,7 @@
 """hf-esc: data on stdout, messages on stderr, an exit code to trust, and an output folder whole or not at all."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_esc import ESCModel
+from hf_esc.embedded import resolve_model
 from hf_esc.version import __version__
 
 from .pictures import encoded, labelled, picture
@@ -179,6 +181,12 @@ def test_overwrite_takes_the_place_of_a_model(hf_esc, clothes, tmp_path):
 
 BAD = {
     "unknown label": ({"forget": "Trousers"}, ["no label 'Trousers'", "Near it: 'Trouser'"]),
+    "a word of a label": ({"forget": "boot"}, ["no label 'boot'. Near it: 'Ankle boot'"]),
+    # The label is looked up before the weights are read: here there are none.
+    "unknown label of a large model": ({"forget": "boot", "model": "{tmp}/no_weights"}, ["Near it: 'Ankle boot'"]),
+    "a model of text": ({"model": "{tmp}/bert"}, ["is a bert model", "no image classification"]),
+    "a configuration of what has none": ({"dataset": "embedded", "dataset-config": "a"}, ["has no configurations"]),
+    "no such configuration": ({"dataset-config": "small"}, ["small"]),
     "no label": ({"forget": ","}, ["No label to forget"]),
     "number of no class": ({"forget": "10"}, ["no class 10"]),
     "all classes": ({"forget": "0,1,2,3,4,5,6,7,8,9"}, ["All 10 classes", "leaves nothing to keep"]),
@@ -233,6 +241,10 @@ def shelf(tmp_path_factory, fashion):
             test = split
         DatasetDict(train=split, test=test).save_to_disk(folder / name)
     (folder / "file").touch()
+    for name in ("no_weights", "bert"):
+        (folder / name).mkdir()
+    (folder / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    shutil.copy(Path(resolve_model("embedded/resnet")) / "config.json", folder / "no_weights")
     (folder / "documents").mkdir()
     (folder / "documents" / "thesis.tex").touch()
     return folder
@@ -261,10 +273,15 @@ def test_bad_input_is_exit_code_2_and_a_message_and_nothing_written(hf_esc, clot
 
 
 def test_missing_options_and_commands_are_exit_code_2(hf_esc, clothes):
+    both = ("--dataset", clothes, "--output", "new")
     for arguments, words in (
-        (("erase", "embedded/resnet", "--dataset", clothes, "--output", "new"), "Name it with `--forget LABEL`"),
+        (("erase", "embedded/resnet", *both), "Name it with `--forget LABEL`"),
         (("erase",), "MODEL"),
         (("forget",), "forget"),
+        (("erase", "embedded", *both, "--forget", "Ankle", "boot"), "quotes: --forget 'Ankle boot'"),
+        (("erase", "embedded", *both, "--method", "delete", "--forget", "Ankle", "boot"), "--forget 'Ankle boot'"),
+        (("evaluate", "embedded", "--dataset", "my", "photos"), "quotes: --dataset 'my photos'"),
+        (("verify", "my", "model"), "What is 'model'? Names with spaces need quotes"),
         (("evaluate", "embedded/resnet", "--dataset", clothes), "Name it with `--forget LABEL`"),
         (("evaluate", "embedded/resnet", "--dataset", clothes, "--forget", "Hat"), "no label 'Hat'"),
     ):

@@ -101,7 +101,9 @@ def test_rows_that_are_none_are_refused(data, rows, message):
         data.check_rows(rows)
 
 
-@pytest.mark.parametrize("text", ["3\n1\n2\n", "[3, 1, 2]", "  [3,\n1, 2]\n", "3 1\n\n2"])
+@pytest.mark.parametrize(
+    "text", ["3\n1\n2\n", "[3, 1, 2]", "  [3,\n1, 2]\n", "3 1\n\n2", "\ufeff3\r\n1\n2", "\ufeff[3, 1, 2]"]
+)
 def test_rows_come_from_a_file_of_lines_or_json(data, tmp_path, text):
     file = tmp_path / "rows.txt"
     file.write_text(text)

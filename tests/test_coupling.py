@@ -65,8 +65,12 @@ CALLED = {
     "transformers.Trainer._save_rng_state": "output_dir",
     "transformers.Trainer._save_scaler": "output_dir",
     "transformers.Trainer.create_model_card": "language license tags model_name",
+    "transformers.Trainer.evaluation_loop": (
+        "dataloader description prediction_loss_only ignore_keys metric_key_prefix"
+    ),
     "transformers.Trainer.get_batch_samples": "epoch_iterator num_batches device",
     "transformers.Trainer.set_initial_training_values": "args dataloader",
+    "transformers.dynamic_module_utils.custom_object_save": "obj folder config",
     "transformers.dynamic_module_utils.get_relative_import_files": "module_file",
     "typer.core.TyperCommand.parse_args": "ctx args",
     "typer.main.get_command": "typer_instance",
@@ -74,6 +78,7 @@ CALLED = {
 
 # Classes, attributes of classes, and modules.
 THERE = (
+    "datasets.packaged_modules.imagefolder.imagefolder.ImageFolder.EXTENSIONS",
     "evaluate.evaluation_suite.evaluation_module_factory",
     "evaluate.inspect.evaluation_module_factory",
     "huggingface_hub.constants.HF_HUB_CACHE",
@@ -110,9 +115,11 @@ ON_OBJECTS = (
     "evaluate.Metric().writer",
     "evaluate.MetricInfo().format",
     "torch.autograd.Node().next_functions",
+    "torch._dynamo.OptimizedModule()._orig_mod",
     "torch.nn.Module()._forward_hooks",
     "torch.nn.Module()._forward_pre_hooks",
     "transformers.HfArgumentParser()._option_string_actions",
+    "transformers.PreTrainedConfig()._attn_implementation",
     "transformers.PreTrainedConfig()._name_or_path",
     "transformers.Trainer()._train_batch_size",
     "transformers.Trainer().optimizer_cls_and_kwargs",
@@ -122,6 +129,7 @@ ON_OBJECTS = (
 
 # Names that hf_esc sets and a library reads: its source has them.
 READ = (
+    "accelerate.Accelerator: _original_forward",
     "transformers.PreTrainedConfig: _commit_hash",
     "transformers.PreTrainedModel: _is_hf_initialized",
     "transformers.PreTrainedModel: loss_type",
@@ -307,6 +315,7 @@ def made(kind: str, folder: Path):
         "datasets.Dataset": lambda: datasets.Dataset.from_dict({"a": [1]}),
         "evaluate.Metric": lambda: Metric(cache_dir=str(folder)),
         "evaluate.MetricInfo": lambda: Metric(cache_dir=str(folder)).info,
+        "torch._dynamo.OptimizedModule": lambda: torch.compile(torch.nn.Linear(1, 1), backend="eager"),
         "torch.autograd.Node": lambda: torch.ones(1, requires_grad=True).exp().grad_fn,
         "torch.nn.Module": torch.nn.Module,
         "transformers.HfArgumentParser": lambda: transformers.HfArgumentParser(transformers.TrainingArguments),

@@ -1,10 +1,11 @@
 """Any data set of images goes through, or the column, the split or the image at fault is named."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
-from datasets.data_files import SPLIT_KEYWORDS
 from datasets.features import Array3D
 from PIL import Image as Pillow
 from transformers import ViTImageProcessor
@@ -12,8 +13,8 @@ from transformers import ViTImageProcessor
 from hf_esc.data import image_batches, load_images
 from hf_esc.data.batches import ready_batches
 from hf_esc.data.columns import find_image_column, find_label_column
-from hf_esc.data.folders import SPLIT_WORDS
-from hf_esc.data.image_data import TEST_SPLITS, load_pictures
+from hf_esc.data.image_data import TEST_SPLITS
+from hf_esc.data.labels import UNCLEAR
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
 
 from .pictures import encoded, labelled, picture
@@ -120,85 +121,10 @@ def test_a_folder_of_each_kind(tmp_path, kind):
         assert np.asarray(row["image"]).mean((0, 1)).argmax() == NAMES.index(name)
 
 
-def as_pictures(root, tree: dict[str, int]):
-    """A folder with so many pictures in each folder inside."""
-    for path, number in tree.items():
-        (root / path).mkdir(parents=True)
-        for row in range(number):
-            picture(row).save(root / path / f"{row}.png")
-    return str(root)
-
-
-@pytest.mark.parametrize(
-    ("train", "test"),
-    [("Training", "Testing"), ("Train", "Test"), ("TRAIN", "VAL"), ("train", "Eval"), ("train", "test")],
-)
-@pytest.mark.parametrize("within", ["", "archive/", "photos [2024] (a)/"])
-def test_folders_called_like_splits_are_splits_in_every_spelling(tmp_path, train, test, within):
-    tree = {f"{within}{train}/cat": 3, f"{within}{train}/dog": 2, f"{within}{test}/cat": 1, f"{within}{test}/dog": 1}
-    data = load_images(
-        as_pictures(tmp_path, tree | {f"{within}.ipynb_checkpoints": 0, f"{within}{train}/__MACOSX": 1})
-    )
-    assert (data.train["label"], data.label_names) == ([0] * 3 + [1] * 2, ["cat", "dog"])
-    assert data.test["label"] == [0, 1]
-
-
-def test_a_class_can_be_called_like_a_split(tmp_path):
-    data = load_images(as_pictures(tmp_path, {"car": 2, "plane": 1, "train": 3}))
-    assert (data.label_names, data.train["label"]) == (["car", "plane", "train"], [0, 0, 1, 2, 2, 2])
-    within = load_images(
-        as_pictures(tmp_path / "2", {"train/car": 2, "train/train": 3, "test/car": 1, "test/train": 1})
-    )
-    assert (within.label_names, within.train["label"], within.test["label"]) == (
-        ["car", "train"],
-        [0, 0, 1, 1, 1],
-        [0, 1],
-    )
-
-
-def test_a_split_without_folders_for_its_classes_is_left_out_with_a_word(tmp_path):
-    with pytest.warns(UserWarning, match="no folder for each class"):
-        data = load_images(as_pictures(tmp_path, {"train/cat": 2, "train/dog": 2, "test": 4}))
-    assert (len(data.train), data.test) == (4, None)
-
-
-def test_pictures_without_labels_are_in_their_splits(tmp_path):
-    root = as_pictures(tmp_path, {"train": 3, "test": 2, "eval": 1})
-    assert len(load_pictures(root)) == 3
-    with pytest.raises(DataError, match="No column that holds labels"):
-        load_images(root)
-
-
-def test_what_lies_beside_pictures_changes_nothing(tmp_path):
-    root = as_pictures(tmp_path, {"Car": 2, "Plane": 1, "Train": 3})
-    (tmp_path / "README.txt").write_text("pictures")
-    (tmp_path / "labels.csv").write_text("a,b\n1,2\n")
-    assert load_images(root).label_names == ["Car", "Plane", "Train"]
-
-
-def test_folders_of_tables_are_left_to_datasets(tmp_path):
-    for split, rows in (("train", [0, 1, 2]), ("test", [1])):
-        (tmp_path / split / "part-0").mkdir(parents=True)
-        labelled(rows, NAMES).to_parquet(tmp_path / split / "part-0" / "0.parquet")
-    data = load_images(str(tmp_path))
-    assert (len(data.train), len(data.test)) == (3, 1)
-
-
-def test_folders_that_datasets_would_take_for_training_are_refused(tmp_path):
-    as_pictures(tmp_path / "table", {"Train/cat": 1, "Test/cat": 1})
-    (tmp_path / "table" / "Train" / "metadata.csv").write_text("file_name,label\ncat/0.png,3\n")
-    with pytest.raises(DataError, match="Write the folder's name in small letters"):
-        load_images(str(tmp_path / "table"))
-
-
 @pytest.mark.parametrize("split", TEST_SPLITS)
 def test_test_images_alone_are_not_taken_for_training_images(tmp_path, split):
     with pytest.raises(DataError, match=f"has no `train` split, only '{split}'"):
         load_images(saved(tmp_path, **{split: labelled([0, 1], NAMES)}))
-
-
-def test_the_words_of_splits_are_those_of_datasets():
-    assert {str(split): tuple(words) for split, words in SPLIT_KEYWORDS.items()} == SPLIT_WORDS
 
 
 def test_one_split_is_for_training_and_one_saved_alone_too(tmp_path):
@@ -277,6 +203,43 @@ def test_requested_labels_are_the_data_sets_and_its_classes_are_matched_by_name(
         plain.resolve("dog", model)
 
 
+def numbered_folders(tmp_path, names):
+    """A data set as `imagefolder` reads folders called by numbers: sorted as text."""
+    names = sorted(names)
+    return load_images(saved(tmp_path, train=labelled(range(len(names)), names)))
+
+
+def test_folders_called_by_numbers_are_asked_for_by_their_names(tmp_path):
+    numbers = list(map(str, range(12)))
+    data = numbered_folders(tmp_path / "all", numbers)
+    assert data.label_names[2] == "10"
+    for number in numbers:
+        [label] = data.resolve(number, Config(numbers))
+        assert (data.label_names[label], data.labels_in(Config(numbers))[label]) == (number, int(number))
+    # Both sides in the same odd order: the number of a class is another one's name, and each has its own writing.
+    with pytest.raises(LabelError, match="Write '#2' for the first or '#10' for the second"):
+        data.resolve("10", Config(data.label_names))
+    assert data.resolve("#2", Config(data.label_names)) == [2]
+    part = numbered_folders(tmp_path / "part", ["0", "1", "2"])
+    assert (part.resolve("2", Config(numbers)), part.labels_in(Config(numbers))) == ([2], [0, 1, 2])
+    with pytest.raises(LabelError, match="numbers in another order: class 2 is called '10'"):
+        data.resolve("2", Config([f"LABEL_{number}" for number in numbers]))
+
+
+def test_a_class_that_several_of_the_model_could_be_is_left_out_and_the_others_are_not(tmp_path):
+    model = Config(["cat", "crane", "dog", "crane"])
+    data = load_images(saved(tmp_path, train=labelled([0, 1, 0, 2], ["dog", "crane", "cat"])))
+    assert data.resolve("cat", model) == [2]
+    with pytest.raises(LabelError, match=r"'crane' could be any of the classes \[1, 3\].*Rename one side"):
+        data.resolve("crane", model)
+    with pytest.raises(LabelError, match="'crane' could be any of"):
+        data.labels_in(model)  # its images would be counted as wrong answers
+    with pytest.warns(UserWarning, match="Several classes of the model are called 'crane'"):
+        clear = data.without_unclear(model)
+    assert (clear.train["label"], clear.labels_in(model)) == ([0, 0, 2], [2, UNCLEAR, 0])
+    assert clear.without_unclear(model) is clear
+
+
 def test_every_forgotten_class_has_images_and_one_class_is_left(tmp_path):
     data = load_images(save_parquet(tmp_path / "named", train=labelled([0, 1], NAMES)))
     assert data.forget_set([0, 1])["label"] == [0, 1]
@@ -332,6 +295,25 @@ def test_every_mode_and_size_goes_through_as_rgb():
     assert torch.equal(batch[7:8], expected)
 
 
+def test_more_than_eight_bits_are_read_as_pipeline_does_with_a_word():
+    deep = Pillow.fromarray(np.full((9, 7), 60000, dtype=np.uint16))
+    with pytest.warns(UserWarning, match=r"Image 1 has values up to 60000 \(mode I;16\)") as said:
+        pixels(rows(encoded(picture()), encoded(deep), encoded(deep)))
+    assert len(said) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels(rows(encoded(Pillow.fromarray(np.full((9, 7), 255, dtype=np.uint16)))))
+
+
+def test_images_of_unequal_sizes_are_named_and_one_by_one_they_pass():
+    keeps_shape = ViTImageProcessor(size={"shortest_edge": 8})
+    unequal = rows(*(encoded(picture(0, size=size)) for size in ((16, 16), (16, 32), (16, 16))))
+    with pytest.raises(ImageError, match=r"different sizes, such as .*8, 8.* and .*16, 8.* \(images 0 and 1\)"):
+        pixels(unequal, processor=keeps_shape)
+    batches = image_batches(unequal, keeps_shape, image_column="image", batch_size=1)
+    assert [batch["pixel_values"].shape[2:] for batch in batches] == [(8, 8), (16, 8), (8, 8)]
+
+
 def test_a_grey_model_gets_grey_images():
     processor = ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
     images = [picture(0), picture(0).convert("L"), picture(0).convert("RGBA")]
@@ -381,10 +363,25 @@ def test_splits_that_name_their_classes_otherwise_are_refused(tmp_path):
         load_images(name)
 
 
-def test_a_test_split_whose_labels_are_held_back_is_none(tmp_path):
-    rows = labelled([0, 1])
-    hidden = rows.map(lambda row: {"label": -1})
-    assert load_images(saved(tmp_path, train=rows, test=hidden)).test is None
+@pytest.mark.parametrize("held_back", [-1, None, "no column"])
+def test_a_test_split_whose_labels_are_held_back_is_left_out_with_a_word(tmp_path, held_back):
+    rows = labelled([0, 1], NAMES)
+    hidden = rows.remove_columns("label")
+    if held_back != "no column":
+        hidden = hidden.add_column("label", [held_back] * 2, feature=CLASSES)
+    with pytest.warns(UserWarning, match="`test` split .* have no labels"):
+        assert load_images(saved(tmp_path / "1", train=rows, test=hidden)).test is None
+    with pytest.warns(UserWarning, match="`test` split .* have no labels"):
+        data = load_images(saved(tmp_path / "2", train=rows, test=hidden, validation=labelled([2], NAMES)))
+    assert data.test["label"] == [2]
+
+
+def test_whole_numbers_with_a_point_are_class_indices(tmp_path):
+    rows = labelled([0, 1, 1]).cast_column("label", Value("float64"))
+    data = load_images(saved(tmp_path, train=rows, test=rows))
+    assert (data.train["label"], data.test["label"], data.num_labels) == ([0, 1, 1], [0, 1, 1], 2)
+    batch = next(image_batches(rows, PROCESSOR, image_column="image", label_column="label"))
+    assert (batch["labels"].tolist(), batch["labels"].dtype) == ([0, 1, 1], torch.long)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +389,8 @@ def test_a_test_split_whose_labels_are_held_back_is_none(tmp_path):
     [
         ([0, None], Value("int64"), "without a label"),
         (["a", None], Value("string"), "without a label"),
-        ([0.0, 1.7], Value("float64"), "No column that holds labels"),
+        ([0.0, 1.7], Value("float64"), r"holds 1.7 \(row 1\), which is no class"),
+        ([0.0, float("nan")], Value("float64"), "without a label"),
         ([[0], [1]], List(Value("int64")), "No column that holds labels"),
         ([0, -2], Value("int64"), "none of|outside"),
     ],

@@ -209,7 +209,7 @@ def check_same(output, other):
     ours, others = (ESCModel.from_pretrained(path) for path in (output, other))
     for name, tensor in others.projections.state_dict().items():
         assert torch.equal(ours.projections.state_dict()[name], tensor), name
-    records = [{**model.config.erasures[-1], "date": None} for model in (ours, others)]
+    records = [{**model.config.erasures[-1], "date": None, "record_sha256": None} for model in (ours, others)]
     assert records[0] == records[1]
     assert records[0]["steps"] > 10
     return records[0]
@@ -327,3 +327,33 @@ def test_unlearning_trainers_of_two_processes_leave_the_weights_of_one(two_forks
             assert torch.equal(one[name], other[name]), (method, name)
             if value.is_floating_point():
                 torch.testing.assert_close(one[name], value, rtol=1e-4, atol=1e-5)
+
+
+COMMAND = """
+from hf_esc.cli import main
+sys.argv = ["hf-esc", *words]
+try:
+    main()
+except SystemExit as end:
+    os._exit(end.code)
+"""
+
+
+@slow
+def test_a_command_in_two_processes_writes_once_and_ends_both_alike(folder, two_forks, tmp_path):
+    """A training of `erase`, which the first process does alone, and one of `train`, which both divide."""
+    common = ["--forget", "Trouser", "--method", "delete", "--num_train_epochs", 1]  # which forgets too little
+    data = folder(64)
+    erase = ["embedded/resnet", "--dataset", data, "--output", tmp_path / "one", "--no-evaluate", "--device", "cpu"]
+    train = ["--model", "embedded/resnet", "--dataset", data, "--output_dir", tmp_path / "two", "--use_cpu", True]
+    train += ["--evaluate", False, "--save_strategy", "no", "--per_device_train_batch_size", 16]
+    codes, errors = two_forks(COMMAND, "erase", *erase, *common, "--per_device_train_batch_size", 32)
+    assert codes == [3, 3], errors
+    assert "2 processes were started. The first does the work" in errors[0]
+    assert errors[1] == ""
+    codes, errors = two_forks(COMMAND, "train", *train, *common)
+    assert codes == [3, 3], errors
+    assert not list(tmp_path.glob(".*"))  # nothing unfinished
+    records = [load_classifier(tmp_path / name, device="cpu").config.erasures[-1] for name in ("one", "two")]
+    told = [[record[name] for name in ("steps", "batch_size", "processes")] for record in records]
+    assert told == [[2, 32, 1], [2, 32, 2]]

@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification, pipeline
 
 from hf_esc import erase
 from hf_esc.evaluation.unlearning import evaluate_unlearning
-from hf_esc.ledger.verification import verify
+from hf_esc.hub.verification import verify
 from hf_esc.loading import load_classifier, load_processor
 
 FOLDER = Path(__file__).parent / "erased_before"
@@ -78,10 +78,14 @@ def test_the_pipeline_reads_an_image_as_the_model_does(name, model, few):
         )
 
 
-def test_the_ledger_is_borne_out_by_the_weights(name):
-    # The folders are kept without the code that travels beside a checkpoint; `verify` looks at it last.
-    failed = [check.name for check in verify(FOLDER / name) if check.passed is False]
-    assert failed == ([] if name == "delete" else ["code"])
+def test_the_ledger_is_borne_out_by_the_weights_and_what_it_cannot_show_is_said(name):
+    # The folders are kept without the code that travels beside a checkpoint, and nothing shows edited weights.
+    checks = verify(FOLDER / name)
+    assert [check.name for check in checks if check.passed is False] == ["weights" if name == "delete" else "code"]
+    unseen = ["ledger's text", "settings", "labels", "image processor"]
+    told = {check.name: check.detail for check in checks if check.passed is None}
+    assert list(told) == ([] if name == "delete" else ["base", *unseen])
+    assert all("no fingerprint" in told[each] for each in unseen if told)
 
 
 def test_a_folder_can_be_evaluated(name, model, few):

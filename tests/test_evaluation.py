@@ -12,7 +12,7 @@ from transformers import ViTImageProcessor
 
 from hf_esc.data import ImageData, image_batches
 from hf_esc.evaluation import Accuracies, evaluate_accuracies, harmonic_mean
-from hf_esc.evaluation.accuracy import accuracies_of, model_classifier, share_of
+from hf_esc.evaluation.accuracy import accuracies_of, model_classifier, share_of, shares_of
 from hf_esc.loading import load_processor
 
 from .pictures import encoded
@@ -51,10 +51,19 @@ def test_a_share_is_rounded_once():
 
 @given(st.tuples(*[st.none() | percent] * 4))
 def test_hm_is_there_where_both_of_its_shares_are_and_classes_were_forgotten(shares):
-    found = accuracies_of(shares)
+    train, test = (*shares[:2], 7.0), (*shares[2:], 8.0)
+    found = accuracies_of(train, test)
     for hm, pair in ((found.hm_train, shares[:2]), (found.hm_test, shares[2:])):
         assert hm == (None if None in pair else harmonic_mean(*pair))
-    assert accuracies_of(shares, of_images=True) == Accuracies(*shares, None, None)
+    assert (found.any_train, found.any_test) == (7, 8)
+    assert accuracies_of(train, test, of_images=True) == Accuracies(*shares, None, None)
+
+
+def test_who_takes_one_forgotten_class_for_another_still_tells_them_from_the_rest():
+    labels, answers = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([1, 1, 0, 2, 2, 0])
+    assert shares_of(answers, labels, labels < 2) == (0.0, 50.0, 75.0)
+    assert shares_of(answers, labels, labels == 0) == (0.0, 25.0, None)
+    assert shares_of(answers, labels, labels < 2, labels > 2) == (0.0, None, 75.0)
 
 
 # (D_f, D_r) and HM of Table 1: https://huggingface.co/papers/2504.02199

@@ -14,7 +14,7 @@ from hf_esc.data import image_batches
 from hf_esc.loading import load_processor
 from hf_esc.training.feature_store import FeatureCache, ForgetFeatures, SharesLoader
 
-from .esc_t import TROUSER, factor, made, record, rows, soft, trained
+from .esc_t import OF_A_RUN, TROUSER, factor, made, record, rows, soft, trained
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_however_they_come_the_mask_is_the_same(resnet, run, pictures, batch, fo
     assert torch.equal(soft(trainer), soft(run))
     assert torch.equal(factor(trainer).mask, factor(run).mask)
     given = "images" if "image" in form or form in ("stream", "other columns") else "given"
-    assert {**record(trainer), "date": None} == {**record(run), "date": None, "features": given}
+    assert {**record(trainer), **OF_A_RUN} == {**record(run), **OF_A_RUN, "features": given}
 
 
 def test_labels_of_given_features_are_matched_to_the_models_by_name(resnet, run, batch, fashion):

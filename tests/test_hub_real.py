@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModelForImageClassification
 
 from hf_esc import erase
-from hf_esc.ledger.verification import verify
+from hf_esc.hub.verification import verify
 
 from .tiny import batches, images, quietly, tiny
 

@@ -121,6 +121,23 @@ def test_the_seed_is_that_of_the_probe(seen):
     assert runs[0].probe == "paper"
 
 
+# Several classes
+
+
+def test_two_forgotten_classes_that_look_alike_are_read_as_either():
+    """A probe confuses them with each other and with no other class: half are right, and nothing is hidden."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(900) % 3
+    features = torch.randn(900, 4, generator=generator) + 9 * (labels == 2)[:, None]
+    found = knowledge_retention(features, labels, features, labels, [0, 1], probe="converged", **CPU).accuracies
+    assert found.forget_test < 65
+    assert (found.any_train, found.any_test) == (100, 100)
+    curve = retention_curve(features, labels, features, labels, [0, 1], counts=[5, None], **CPU)
+    assert [point.any_test for point in curve] == [100, 100]
+    alone = knowledge_retention(features, labels, features, labels, [2], probe="converged", **CPU).accuracies
+    assert alone.any_test is None
+
+
 # Numbers
 
 

@@ -1,12 +1,20 @@
 """A label means one class, the right one, or it is refused with what there is."""
 
+import unicodedata
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_esc.data.labels import erased_earlier, erased_labels, match_labels, model_label_names, resolve_labels
+from hf_esc.data.labels import (
+    UNCLEAR,
+    erased_earlier,
+    erased_labels,
+    match_labels,
+    model_label_names,
+    resolve_labels,
+)
 from hf_esc.errors import LabelError
 
 CLOTHES = ["T-shirt/top", "Trouser", "Pullover", "Ankle boot"]
@@ -81,6 +89,21 @@ def test_an_unknown_label_lists_the_near_ones_and_else_all():
         resolve_labels("?", [f"n{i}" for i in range(100)], 100)
 
 
+@pytest.mark.parametrize(("written", "meant"), [("mug", "coffee mug"), ("boot", "Ankle boot"), ("shark", ANIMALS[4])])
+def test_a_word_of_a_name_is_near_it(written, meant):
+    with pytest.raises(LabelError, match=f"no label '{written}'. Near it: .*'{meant}'"):
+        resolve_labels(written, [*CLOTHES, *ANIMALS, "coffee mug"], 10)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_the_same_letters_are_the_same_name_however_their_accents_are_written(form):
+    names = ["Café", "Müsli", "Ångström"]
+    written = [unicodedata.normalize(form, name) for name in names]
+    other = [unicodedata.normalize("NFD" if form == "NFC" else "NFC", name) for name in reversed(names)]
+    assert match_labels(written, other, 3, 3) == [2, 1, 0]
+    assert [resolve_labels(name.upper(), written, 3) for name in names] == [[0], [1], [2]]
+
+
 def test_one_unknown_label_among_known_ones_is_an_error():
     with pytest.raises(LabelError, match="no label 'Skirt'"):
         resolve_labels("Trouser,Skirt", CLOTHES, 4)
@@ -138,6 +161,26 @@ def test_equal_lists_are_matched_one_to_one_even_with_a_name_twice():
 @pytest.mark.parametrize(("data", "model"), [(None, CLOTHES), (CLOTHES, None), (None, None)])
 def test_without_names_on_one_side_numbers_are_matched_where_the_counts_agree(data, model):
     assert match_labels(data, model, 4, 4) == [0, 1, 2, 3]
+
+
+def test_a_name_that_two_classes_of_the_model_have_goes_by_its_place_where_all_others_stand_in_theirs():
+    model = ["tench", "crane", "jay", "crane"]
+    for data in (["tench", "crane", "jay", "crane2"], ["tench", "machine", "jay", "crane"], model):
+        assert match_labels(data, model, 4, 4) == [0, 1, 2, 3]
+    for data in (["jay", "crane", "tench", "crane2"], ["tench", "crane", "jay"], ["tench", "crane", "jay", "tench "]):
+        with pytest.raises(LabelError, match=r"'crane' could be any of|same class"):
+            match_labels(data, model, len(data), 4)
+    with pytest.raises(LabelError, match="could be any of"):
+        match_labels(["crane", "crane2"], ["crane", "crane"], 2, 2)  # nothing tells the order
+    assert match_labels(["crane", "jay", "tench"], model, 3, 4, unclear=True) == [UNCLEAR, 2, 0]
+
+
+def test_names_that_are_numbers_in_another_order_are_no_numbers():
+    numbers = [str(number) for number in range(12)]
+    for data, model in ((sorted(numbers), None), (None, sorted(numbers))):
+        with pytest.raises(LabelError, match="numbers in another order: class 2 is called '10'"):
+            match_labels(data, model, 12, 12)
+    assert match_labels(None, numbers, 3, 12) == [0, 1, 2]  # what they are called is their number
 
 
 def test_counts_that_differ_are_an_error_that_shows_both_sides():

@@ -50,6 +50,23 @@ def test_a_backbone_without_a_head_is_refused(tmp_path):
         load_classifier(str(tmp_path))
 
 
+def test_a_checkpoint_without_its_processor_says_which_file_goes_where(tmp_path):
+    folder = tmp_path / "out" / "checkpoint-500"
+    ViTForImageClassification(CONFIG).save_pretrained(folder)
+    model = load_classifier(folder, device="cpu")
+    with pytest.raises(ModelError, match=r"no preprocessor_config.json. Copy this file into it, from the"):
+        load_processor(model)
+    ViTImageProcessor().save_pretrained(tmp_path / "out")
+    with pytest.raises(ModelError, match=f"Copy this file into it, from {tmp_path}/out/preprocessor_config.json"):
+        load_processor(model)
+
+
+def test_a_model_of_another_task_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ModelError, match=r"it is a bert model, for which .* no image classification\. It"):
+        load_classifier(str(tmp_path))
+
+
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     for name in (str(tmp_path), str(tmp_path / "nowhere"), "nobody/nothing"):

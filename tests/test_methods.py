@@ -63,6 +63,7 @@ ROW = """    Method(
 TOY_FRONT = '''
 """Toy in front: ESC by another name."""
 
+from ..ledger.fingerprints import sealed
 from .esc import erase
 
 
@@ -71,6 +72,7 @@ def toy_front(model, forget_set, *, processing_class=None, image_column=None, la
     columns = {"image_column": image_column, "label_column": label_column, "batch_size": batch_size}
     erased = erase(model, forget_set, rank=2, processing_class=processing_class, **columns)
     erased.config.erasures[-1]["method"] = "toy-front"
+    erased.config.erasures = sealed(erased.config.erasures)
     return erased
 '''
 ROW_FRONT = """    Method(

@@ -107,8 +107,18 @@ def test_the_card_is_that_of_a_space_of_evaluate(name):
 
 def test_hm_score_is_the_harmonic_mean(load):
     metric = load("hm_score")
-    answer = metric.compute(predictions=[0, 1, 1, 2, 0, 2], references=[0, 0, 1, 1, 2, 2], forget_labels=[0, 1])
+    given = {"predictions": [0, 1, 1, 2, 0, 2], "references": [0, 0, 1, 1, 2, 2]}
+    answer = metric.compute(**given, forget_labels=[0, 1])
     assert answer == {"forget": 50, "retain": 50, "hm": harmonic_mean(50, 50)}
+    for forget in (torch.tensor([0, 1]), np.array([0, 1]), (1, 0)):
+        assert metric.compute(**given, forget_labels=forget) == answer
+    of_one = metric.compute(predictions=[0, 1, 1], references=[0, 0, 1], forget_labels=0)
+    assert (of_one["forget"], of_one["retain"]) == (50, 100)
+    for predictions, references in (([0.5, 1], [0, 1]), ([0, 1], [0.5, 1])):
+        with pytest.raises(ValueError, match=r"are class indices, and some are \[0.5\]"):
+            metric.compute(predictions=predictions, references=references, forget_labels=[0])
+    with pytest.raises(ValueError, match=r"whole numbers, such as \[0\], and not 'cat'"):
+        metric.compute(predictions=[0, 1], references=[0, 1], forget_labels="cat")
     with pytest.raises(ValueError, match="0 of the first and 2 of the second"):
         metric.compute(predictions=[1, 1], references=[1, 1], forget_labels=[0])
 

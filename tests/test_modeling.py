@@ -1,5 +1,6 @@
 """ESCModel: the backbone is the original's, the projection stays what it is, and every way of running it agrees."""
 
+import asyncio
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -71,6 +72,23 @@ def test_return_dict_false_gives_the_tuple_and_hidden_states_pass_through(erased
         assert len(erased(**inputs, output_hidden_states=True).hidden_states) == 3  # the embedding and two layers
 
 
+def test_what_the_configuration_asks_of_every_pass_is_given(inputs, tmp_path):
+    base = ZOO["vit"].build()
+    base.set_attn_implementation("eager")
+    erased = erase(base, [inputs], rank=2)
+    assert erased.config._attn_implementation == "eager"  # as it runs, and not the default of an unwrapped one
+    erased.save_pretrained(tmp_path)
+    erased.config.output_hidden_states = erased.config.output_attentions = True
+    loaded = AutoModelForImageClassification.from_pretrained(
+        tmp_path, output_hidden_states=True, output_attentions=True, attn_implementation="eager"
+    )
+    for model in (erased, loaded):
+        with torch.no_grad():
+            output = model(**inputs)
+            assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
+            assert model(**inputs, output_hidden_states=False).hidden_states is None  # the call comes first
+
+
 def test_training_leaves_the_projection_bit_identical(erased, inputs, tmp_path):
     before = [projection.factors[0].basis.clone() for projection in erased.projections]
     weights = erased.model.classifier.weight.clone()
@@ -137,6 +155,9 @@ def test_offloaded_to_disk_it_is_checked_and_erases(erased, inputs, tmp_path):
 def test_compiles_and_exports_as_one_graph(erased, inputs):
     expected = logits(erased, inputs)
     compiled = torch.compile(erased, fullgraph=True, backend="eager")
+    torch.testing.assert_close(logits(compiled, inputs), expected)
+    with erased.disable_projection():
+        torch.testing.assert_close(logits(compiled, inputs), logits(erased.model, inputs))
     torch.testing.assert_close(logits(compiled, inputs), expected)
     exported = torch.export.export(erased, (inputs["pixel_values"],)).module()
     with torch.no_grad():
@@ -245,6 +266,65 @@ def test_what_one_thread_switches_off_stays_on_in_another(erased, inputs):
     projected = logits(erased, inputs)
     with erased.disable_projection(), ThreadPoolExecutor(1) as pool:
         assert torch.equal(pool.submit(logits, erased, inputs).result(), projected)
+
+
+def test_what_one_task_switches_off_stays_on_in_another(erased, inputs):
+    """One task awaits while the projection is off for it; the others of the same thread answer meanwhile."""
+    projected = logits(erased, inputs)
+    with erased.disable_projection():
+        original = logits(erased, inputs)
+
+    async def looks(entered: asyncio.Event, answered: asyncio.Event):
+        with erased.disable_projection():
+            entered.set()
+            await answered.wait()
+            return logits(erased, inputs)
+
+    async def serves(entered: asyncio.Event, answered: asyncio.Event):
+        await entered.wait()
+        found = logits(erased, inputs), await asyncio.to_thread(logits, erased, inputs)
+        answered.set()
+        return found
+
+    async def both():
+        events = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(looks(*events), serves(*events))
+
+    own, others = asyncio.run(both())
+    assert torch.equal(own, original)
+    assert all(torch.equal(answer, projected) for answer in others)
+
+
+def test_a_task_that_was_started_while_it_was_off_gets_erased_answers_afterwards(erased, inputs):
+    """A task inherits what its creator had switched, and must not keep it."""
+    projected = logits(erased, inputs)
+
+    async def serves(until: asyncio.Event):
+        await until.wait()
+        return logits(erased, inputs)
+
+    async def main():
+        over = asyncio.Event()
+        with erased.disable_projection():
+            task = asyncio.create_task(serves(over))
+            await asyncio.sleep(0)
+        over.set()
+        return await task
+
+    assert torch.equal(asyncio.run(main()), projected)
+
+
+def test_a_suspended_generator_shares_what_it_switched_off_with_its_caller(erased, inputs):
+    def looking():
+        with erased.disable_projection():
+            yield
+
+    projected = logits(erased, inputs)
+    generator = looking()
+    next(generator)
+    assert not torch.equal(logits(erased, inputs), projected)
+    generator.close()
+    assert torch.equal(logits(erased, inputs), projected)
 
 
 def test_autocast_does_not_leave_a_part_of_the_class(erased, inputs):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_esc import saving
+from hf_esc.data import load_images
 from hf_esc.errors import OutputError
-from hf_esc.saving import check_output, write_folder, write_into
+from hf_esc.saving import check_output, check_place, make_own_folder, own_folder, write_folder, write_into
 
 
 def fail_within(target, content: str) -> None:
@@ -232,3 +234,82 @@ def test_a_ledger_never_stands_beside_weights_that_are_not_its_own(tmp_path, mon
     assert config.exists() == (killed_at >= 3)
     assert (tmp_path / "checkpoint-3").is_dir()
     assert not list(tmp_path.glob(".unfinished-*"))
+
+
+def killed(folder: Path) -> Path:
+    """The folder, as if the process that made it had been killed: its lock goes, and nothing else."""
+    saving._locked.pop(folder).close()
+    return folder
+
+
+@pytest.mark.parametrize("write", [lambda folder: write_folder(folder, overwrite=True), write_into])
+def test_what_killed_runs_left_goes_with_the_next_and_what_others_write_stays(tmp_path, write):
+    target = tmp_path / "model"
+    model_in(target)
+    parent, prefix = (target, ".unfinished-") if write is write_into else (tmp_path, ".model.unfinished-")
+    dead, alive, with_old = (make_own_folder(parent, prefix) for _ in range(3))
+    other = killed(make_own_folder(parent, ".another.unfinished-"))
+    for folder in (dead, alive):
+        model_in(folder / "new")
+    model_in(with_old / "old")
+    for folder in (dead, with_old):
+        killed(folder)
+    with write(target) as folder:
+        model_in(folder, "new")
+        assert not dead.exists()
+        with write(tmp_path / "second") as second:
+            model_in(second)
+        assert folder.exists()
+    assert which(target) == "new"
+    assert alive.exists()
+    assert with_old.exists()  # somebody's model
+    assert other.exists()
+    saving.remove_own_folder(alive)
+    assert not alive.exists()
+
+
+def test_a_folder_for_temporary_files_is_gone_when_its_run_is(tmp_path):
+    left = [killed(make_own_folder(tmp_path, "hf_esc-")) for _ in range(3)]
+    assert sum(folder.exists() for folder in left) == 1  # each takes the one before away
+    with own_folder(tmp_path, "hf_esc-") as folder:
+        (folder / "features.arrow").touch()
+        assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["esc-t", "delete"])
+def test_a_disk_that_is_full_while_a_checkpoint_is_written_is_said(hf_esc, clothes, tmp_path, method):
+    resource = pytest.importorskip("resource")
+    load_images(clothes)  # what `datasets` writes is written before
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    options = ("--method", method, "--forget", "Trouser", "--max_steps", 1, "--save_steps", 1, "--no_evaluate")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        code, _, err = hf_esc(
+            "train", "--model", "embedded/resnet", "--dataset", clothes, "--output_dir", tmp_path / "out", *options
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (code, "out cannot be written: " in err) == (2, True), err
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder in which nobody can make a file")
+def test_a_place_that_takes_no_files_is_said_before_the_work_whoever_asks(tmp_path, hf_esc):
+    for check in (check_place, lambda folder: check_output(folder, overwrite=True)):
+        with pytest.raises(OutputError, match="cannot be made: /proc is no folder that can be written to"):
+            check(Path("/proc/model"))
+    (tmp_path / "gone").symlink_to("nowhere")
+    with pytest.raises(OutputError, match="is a link to nowhere"):
+        check_place(tmp_path / "gone")
+    for folder in ("/proc/model", tmp_path / "gone"):
+        for command in (
+            ("erase", "nowhere", "--forget", "1", "--output", folder),
+            ("train", "--model", "nowhere", "--forget", "1", "--output_dir", folder),
+            ("evaluate", "nowhere", "--feature-dir", folder),
+            ("evaluate", "nowhere", "--output", f"{folder}/report.json"),
+        ):
+            code, _, err = hf_esc(*command, "--dataset", "nowhere")
+            assert (code, "Error: The " in err) == (2, True), command
+            assert "cannot be" in err or "is a link to" in err, err

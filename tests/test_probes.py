@@ -10,7 +10,6 @@ from sklearn.preprocessing import StandardScaler
 
 from hf_esc.data import load_images
 from hf_esc.errors import NonFiniteError, ProbeError
-from hf_esc.evaluation import probes
 from hf_esc.evaluation.model_features import model_features
 from hf_esc.evaluation.probes import PROBES, train_probe
 from hf_esc.loading import load_processor
@@ -157,7 +156,7 @@ def test_the_paper_s_probe_is_its_protocol(seen, seed):
 
 
 def pipeline(**kwargs):
-    return make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=20_000, **kwargs))
+    return make_pipeline(StandardScaler(), LogisticRegression(C=100, max_iter=100_000, tol=1e-10, **kwargs))
 
 
 def test_the_converged_probe_is_scikit_learn_s_pipeline(seen):
@@ -167,9 +166,9 @@ def test_the_converged_probe_is_scikit_learn_s_pipeline(seen):
     both = torch.cat([train.features, test.features])
     expected = torch.as_tensor(reference.predict(both.double().numpy()))
     assert (probe.predict(both) == expected).double().mean() > 0.995
-    assert set(probe.settings) == {"C", "converged", "iterations"}
+    assert set(probe.settings) == {"C", "converged", "gradient", "evaluations"}
     assert (probe.settings["C"], probe.settings["converged"]) == (100, True)
-    assert 5 < probe.settings["iterations"] < 20_000
+    assert 5 < probe.settings["evaluations"] < 20_000
     assert torch.equal(probe.predict(train.features), train.labels)  # separable: 600 points in 128 dimensions
 
 
@@ -182,17 +181,6 @@ def test_the_strength_of_the_penalty_is_that_of_the_pipeline():
         assert low <= same <= high
 
 
-def test_a_probe_that_stopped_early_says_so(monkeypatch):
-    def stopped(**kwargs):
-        return LogisticRegression(**kwargs | {"max_iter": 2})
-
-    assert trained("converged", blobs(0)).settings["converged"] is True
-    monkeypatch.setattr(probes, "LogisticRegression", stopped)
-    for name in ("converged", "one_vs_rest"):
-        settings = trained(name, blobs(0)).settings
-        assert (settings["converged"], settings["iterations"]) == (False, 2)
-
-
 def test_one_vs_rest_counts_both_sides_the_same():
     generator = torch.Generator().manual_seed(0)
     labels = (torch.arange(1000) % 20 == 0).long()
@@ -202,7 +190,7 @@ def test_one_vs_rest_counts_both_sides_the_same():
     }
     reference = pipeline(class_weight="balanced").fit(features.numpy(), labels.numpy())
     answer = found["one_vs_rest"].predict(features)
-    assert torch.equal(answer, torch.as_tensor(reference.predict(features.numpy())))
+    assert (answer == torch.as_tensor(reference.predict(features.numpy()))).double().mean() > 0.998
     assert found["one_vs_rest"].settings["class_weight"] == "balanced"
     recall = {name: probe.predict(features)[labels == 1].double().mean() for name, probe in found.items()}
     assert recall["one_vs_rest"] > 0.85 > 0.75 > recall["converged"]

@@ -28,7 +28,7 @@ from hf_esc.errors import (
 )
 from hf_esc.evaluation.probes import train_probe
 from hf_esc.features.sites import SiteGroup
-from hf_esc.ledger.verification import verify
+from hf_esc.hub.verification import verify
 from hf_esc.loading import load_classifier, load_processor
 from hf_esc.modeling.outputs import logits_of
 from hf_esc.modeling.projection import LowRankFactor, MaskedFactor

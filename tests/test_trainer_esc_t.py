@@ -12,7 +12,22 @@ from hf_esc.errors import CheckpointError, IncompleteErasureWarning, MaskError
 from hf_esc.loading import load_processor
 from hf_esc.modeling.projection import product
 
-from .esc_t import BAG, BOOT, TROUSER, Watch, arguments, by_hand, factor, made, record, right, rows, soft, trained
+from .esc_t import (
+    BAG,
+    BOOT,
+    OF_A_RUN,
+    TROUSER,
+    Watch,
+    arguments,
+    by_hand,
+    factor,
+    made,
+    record,
+    right,
+    rows,
+    soft,
+    trained,
+)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +204,7 @@ def test_accumulated_batches_are_one_large_batch(resnet, trousers, settings):
         for parts in (8, 1)
     )
     torch.testing.assert_close(soft(small), soft(large), rtol=0, atol=1e-5)
-    assert {**record(small), "date": None} == {**record(large), "date": None}
+    assert {**record(small), **OF_A_RUN} == {**record(large), **OF_A_RUN}
 
 
 def test_the_seed_is_the_order_of_the_images(resnet, trousers):

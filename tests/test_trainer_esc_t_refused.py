@@ -13,7 +13,6 @@ from transformers import TrainerCallback, TrainingArguments, ViTImageProcessor
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
 from hf_esc.errors import (
     CheckpointError,
-    DataError,
     ForgetSetError,
     LabelError,
     MaskError,
@@ -104,7 +103,7 @@ def test_an_empty_column_of_features_is_refused(resnet):
         (labelled([0] * 4).remove_columns("label"), ForgetSetError, "needs the label of each image, and batch 0"),
         ([{"pixel_values": images(4), "labels": torch.full((4,), 4)}], LabelError, "range from 4 to 4, .* 4 classes"),
         ([{"pixel_values": images(4), "labels": torch.full((4,), -1)}], LabelError, "range from -1 to -1"),
-        (labelled([0, 7]), DataError, "values from 0 to 7, beyond the 4 classes"),
+        (labelled([0, 7]), LabelError, "labels from 0 to 7, beyond the 4 classes"),
         ([{"pixel_values": images(4), "labels": torch.arange(4)}], LabelError, "All 4 classes .* nothing to keep"),
         (labelled([0, 1, 2, 3], NAMES), LabelError, "All 4 classes"),
         (DatasetDict(train=labelled([0]), test=labelled([0])), ForgetSetError, r"has \['train', 'test'\]. Choose one"),

@@ -237,7 +237,7 @@ REFUSED = {
         r"different lengths: \[2, 3\]",
     ),
     "a label beyond": (lambda: [pictures(4, 2)], LabelError, "labels from 4 to 4, and the model has 4 classes"),
-    "a negative label": (lambda: labelled([0, -1]), LabelError, "labels from -1 to 0, beyond 4 classes"),
+    "a negative label": (lambda: labelled([0, -1]), LabelError, "labels from -1 to 0, beyond the 4 classes"),
     "other classes": (lambda: labelled([0, 1], ["horse", "cow"]), LabelError, "labels are not the model's"),
     "no label column": (lambda: STREAM.remove_columns("label"), DataError, "label"),
     "an image that cannot be read": (unreadable, ImageError, "Image 3 "),

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_esc import ESCModel
 from hf_esc.errors import CheckpointError, ModelError
-from hf_esc.ledger.verification import verify
+from hf_esc.hub.verification import verify
+from hf_esc.ledger.fingerprints import sealed
 from hf_esc.loading import load_classifier
 from hf_esc.modeling.fingerprints import projections_sha256, tensors_sha256, weights_sha256
 from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, Projection
@@ -21,8 +22,11 @@ from .pushing import erased_vit, forget_set, put, tiny_vit
 from .test_checkpoints import with_factors
 from .tiny import quietly, tiny
 
-CHECKS = ["erased model", "projection", "ledger", "weights", "base", "code"]
-WHOLE = [True, True, True, True, None, True]
+CHECKS = ["erased model", "projection", "ledger", "weights", "base", "ledger's text"]
+CHECKS += ["settings", "labels", "image processor", "code", "evaluation", "other files"]
+# There is no base model on a Hub, and no evaluation in the folder.
+WHOLE = [True, True, True, True, None, True, True, True, True, True, None, True]
+CODE_AT = CHECKS.index("code")
 
 
 def masked():
@@ -33,6 +37,7 @@ def masked():
     mask = torch.rand(8, 8, generator=generator) > 0.2
     record = erased.config.erasures.pop()
     erased.set_factors([[MaskedFactor.of(basis, mask)]], {**record, "method": "esc-t"})
+    erased.config.erasures = sealed(erased.config.erasures)
     return erased
 
 
@@ -44,9 +49,9 @@ def twice():
 
 
 def all_cnn():
-    erased = quietly(tiny(), forget_set(), rank=1)
-    erased.image_processor = tiny_vit().image_processor
-    return erased
+    model = tiny()
+    model.image_processor = tiny_vit().image_processor
+    return quietly(model, forget_set(), rank=1)
 
 
 def in_dtype(dtype):
@@ -138,7 +143,8 @@ def test_each_check_is_a_line(hf_esc, checkpoint):
     assert code == 0
     lines = out.splitlines()
     assert [line[12:].split(":")[0] for line in lines] == CHECKS
-    assert [line[:12].strip() for line in lines] == ["ok"] * 4 + ["not checked", "ok"]
+    marks = {True: "ok", None: "not checked"}
+    assert [line[:12].strip() for line in lines] == [marks[passed] for passed in WHOLE]
     assert lines[0].endswith("ViTForImageClassification, 2 erased: esc, esc")
 
 
@@ -285,16 +291,27 @@ CODE = {
 def test_other_code(copied, hf_esc, name, kind):
     folder = copied(kind)
     CODE[name](folder)
-    assert outcome(folder) == [*WHOLE[:5], False]
+    assert outcome(folder) == [*WHOLE[:CODE_AT], False]
     code, out, _ = hf_esc("verify", folder)
     assert (code, out.splitlines()[-1][:16]) == (1, "MISMATCH    code")
 
 
+def made_with(folder: Path, version: str) -> None:
+    """As if another version had erased."""
+
+    def change(config):
+        config["erasures"][0]["versions"]["hf_esc"] = version
+        config["erasures"] = sealed(config["erasures"])
+
+    change_config(folder, change)
+
+
 def test_code_of_another_version_is_not_compared(copied):
     folder = copied()
-    change_config(folder, lambda config: config["erasures"][0]["versions"].update(hf_esc="0.0.1"))
+    made_with(folder, "0.0.1")
+    assert outcome(folder) == WHOLE
     CODE["changed"](folder)
-    assert outcome(folder) == [*WHOLE[:5], None]
+    assert outcome(folder) == [*WHOLE[:CODE_AT], None, *WHOLE[CODE_AT + 1 :]]
 
 
 def test_a_plain_model_is_no_erased_one(hf_esc, tmp_path):
@@ -326,12 +343,14 @@ def test_weights_that_were_cut_off_do_not_verify(copied):
 
 
 ERASE = """
+from hf_esc.ledger.fingerprints import sealed
 base = AutoModelForImageClassification.from_pretrained("me/base", revision=first)
 data = [{**batch, "labels": torch.ones(16, dtype=torch.long)} for batch in batches(images(16))]
 quietly(base, data, rank=1).save_pretrained(folder)
 config = json.load(open(folder + "/config.json"))
 config["erasures"][0]["base_revision"] = revision or first
 config["erasures"][0]["base"] = name
+config["erasures"] = sealed(config["erasures"])
 json.dump(config, open(folder + "/config.json", "w"))
 answer = command("verify", folder)
 """
@@ -348,7 +367,7 @@ def test_the_base_on_the_hub_is_compared(hub, client, tmp_path):
 
     def verified(folder, name="me/base", revision=None):
         code, out, _ = client(ERASE, folder=tmp_path / folder, name=name, revision=revision, first=first)
-        assert len(out.splitlines()) in (5, 6), out
+        assert len(out.splitlines()) in (5, len(CHECKS)), out
         return code, out.splitlines()[4]
 
     assert verified("same") == (0, f"ok          base: the weights are those of me/base at {first}")
@@ -356,13 +375,14 @@ def test_the_base_on_the_hub_is_compared(hub, client, tmp_path):
     assert (code, line) == (1, f"MISMATCH    base: the weights are not those of me/base at {second}")
     code, line = verified("gone", name="me/gone")
     assert code == 0
-    assert line.startswith(f"not checked base: me/gone at {first} is not at hand: ")
+    assert line.startswith(f"not checked base: not compared: me/gone at {first} is not at hand: ")
 
 
 def test_without_a_network_the_base_is_not_checked(hub, client, hf_esc, tmp_path):
     folder = tmp_path / "model"
     erased = erased_vit()
     erased.config.erasures[0] |= {"base": "me/base", "base_revision": "1" * 40}
+    erased.config.erasures = sealed(erased.config.erasures)
     erased.save_pretrained(folder)
     code, out, _ = hf_esc("verify", folder)
     assert (code, out.splitlines()[4][:16]) == (0, "not checked base")

@@ -1,16 +1,20 @@
 """The command `hf-esc`. Heavy libraries are imported inside the commands, so that `--help` is quick."""
 
 import sys
+import warnings
+from typing import Any
 
 import typer
 
-from ..errors import HfEscError
+from ..errors import HfEscError, IncompleteErasureWarning
 from .erase import erase
 from .evaluate import evaluate
+from .processes import end_as_one, several
 from .push import push
+from .terminal import say
 from .train import train
 from .verify import verify
-from .words import EraseCommand
+from .words import Command, EraseCommand
 
 app = typer.Typer(
     name="hf-esc",
@@ -21,9 +25,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(cls=EraseCommand)(erase)
-app.command()(evaluate)
-app.command()(verify)
-app.command()(push)
+app.command(cls=Command)(evaluate)
+app.command(cls=Command)(verify)
+app.command(cls=Command)(push)
 # Every argument goes to the parser of the training arguments, `--help` too.
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})(
     train
@@ -35,8 +39,19 @@ def _root(context: typer.Context, version: bool = typer.Option(False, "--version
     if version:
         from ..version import __version__
 
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
+
+
+_as_python_does = warnings.showwarning
+
+
+def _say(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
+    """A warning to users without the place in the code, which is of no use to them."""
+    if category in (UserWarning, IncompleteErasureWarning):
+        typer.echo(f"Warning: {message}", err=True)
+    else:
+        _as_python_does(message, category, *args, **kwargs)
 
 
 def main() -> None:
@@ -44,12 +59,20 @@ def main() -> None:
     Run the command line.
 
     Exit code 0: done, and complete; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what
-    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C.
+    to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C. Several processes end
+    with the code of the first; only `train` divides its work among them.
     """
+    warnings.showwarning = _say
+    if several():
+        end_as_one(_run, divided="train" in sys.argv[1:2])
+    _run()
+
+
+def _run() -> None:
     try:
         app()
     except HfEscError as error:
-        typer.echo(f"Error: {error}", err=True)
+        say(f"Error: {error}", err=True)
         sys.exit(2)
 
 

@@ -1,14 +1,14 @@
 """`hf-esc erase`: from a classifier and a class to a checkpoint that has forgotten it."""
 
-import tempfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import OptionError, RankError
 from ..methods import METHODS
-from ..saving import check_output, write_folder
+from ..saving import check_output, own_folder, write_folder
 from . import options
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
@@ -88,6 +88,7 @@ def erase(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the model in the output folder.")] = False,
     allow_incomplete: options.AllowIncomplete = False,
     evaluate: Annotated[bool, typer.Option(help="Measure accuracies before and after.")] = True,
+    dataset_config: options.DatasetConfig = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     batch_size: Annotated[
@@ -131,10 +132,11 @@ def erase(
     clock = Clock()
 
     from ..data.image_data import load_images
-    from ..loading import load_classifier, load_processor
+    from ..loading import load_classifier, load_config, load_processor
     from .runners import runner
 
-    with tempfile.TemporaryDirectory() as scratch:
+    # Only a Trainer needs a folder of its own.
+    with own_folder(None, "hf_esc-") if row.trained else nullcontext() as scratch:
         # Refuse wrong settings before the model is loaded.
         run = runner(
             row,
@@ -147,11 +149,14 @@ def erase(
             device=device,
         )
         batch_size = batch_size or 32
-        original = load_classifier(
-            model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
+        source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        config = load_config(model, **source)
+        data = load_images(
+            dataset, image_column=image_column, label_column=label_column, dataset_config=dataset_config
         )
-        data = load_images(dataset, image_column=image_column, label_column=label_column)
-        request = wish.found_in(data, original.config)
+        found = wish.found_early(data, config)
+        original = load_classifier(model, device=device, **source)
+        request = found or wish.found_in(data, original.config)
         kept = retain_set(row, retain, request, original.config)
         processor = load_processor(original)
         clock.lap("load")

@@ -7,10 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LabelError, OptionError, OutputError
+from ..saving import check_place, reported
 from . import options
 from .measure import beside_original
 from .report import accuracy_table, print_json
 from .request import WAYS, Request, Wish, read_rows
+from .terminal import say
 
 
 def evaluate(
@@ -71,6 +73,7 @@ def evaluate(
             metavar="DIR", help="Keep features there; a run that was cut off goes on with them.", show_default=False
         ),
     ] = None,
+    dataset_config: options.DatasetConfig = None,
     image_column: options.ImageColumn = None,
     label_column: options.LabelColumn = None,
     batch_size: options.BatchSize = 64,
@@ -105,17 +108,22 @@ def evaluate(
             "--feature-dir out with it."
         )
     _check_output(output)
+    if feature_dir is not None:
+        check_place(feature_dir)
     from ..data.image_data import load_images
     from ..data.labels import erased_labels
-    from ..loading import load_classifier
+    from ..loading import load_classifier, load_config
 
-    classifier: Any = load_classifier(
-        model, device=device, revision=revision or "main", trust_remote_code=trust_remote_code
-    )
-    data = load_images(dataset, image_column=image_column, label_column=label_column)
-    request = wish.found_in(data, classifier.config) if wish else None
-    if request is None and not erased_labels(classifier.config):
+    source: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+    config = load_config(model, **source)
+    if not wish and not erased_labels(config):
         raise LabelError(f"What should {model} have forgotten? It does not say. Name it with {WAYS}.")
+    data = load_images(dataset, image_column=image_column, label_column=label_column, dataset_config=dataset_config)
+    request = wish.found_early(data, config) if wish else None
+    classifier: Any = load_classifier(model, device=device, **source)
+    if wish and request is None:
+        request = wish.found_in(data, classifier.config)
+    data = request.data if request is not None else data.without_unclear(classifier.config)
     loading: dict[str, Any] = {"device": device, "trust_remote_code": trust_remote_code}
     before = _original(original, model, classifier, **loading)
     retrained = load_classifier(reference, **loading) if reference is not None else None
@@ -143,7 +151,8 @@ def evaluate(
         feature_dir=feature_dir,
     )
     if output is not None:
-        output.write_text(report.to_json() + "\n")
+        with reported(output):
+            output.write_text(report.to_json() + "\n")
     _print_report(model, dataset, report, as_json=json)
 
 
@@ -153,6 +162,8 @@ def _check_output(output: Path | None) -> None:
         raise OutputError(f"The report {output} is a folder. Name a file.")
     if output is not None and not output.absolute().parent.is_dir():
         raise OutputError(f"The report {output} cannot be written: {output.absolute().parent} is no folder.")
+    if output is not None:
+        check_place(output.absolute().parent)
 
 
 def _print_report(model: str, dataset: str, report: Any, *, as_json: bool) -> None:
@@ -162,9 +173,9 @@ def _print_report(model: str, dataset: str, report: Any, *, as_json: bool) -> No
         print_json(report.to_dict())
         return
     forgotten = ", ".join(report.forget) or f"{report.num_forget_train} training images"
-    typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
-    typer.echo(f"Probes with any randomness are the mean of {len(report.seeds)} seeds; -: not measured.\n")
-    typer.echo(table(report))
+    say(f"{model} on {dataset}, forgotten: {forgotten}")
+    say(f"Probes with any randomness are the mean of {len(report.seeds)} seeds; -: not measured.", "")
+    say(*table(report).split("\n"))
 
 
 def _print_head(
@@ -187,8 +198,8 @@ def _print_head(
         print_json({"model": model, "dataset": dataset, "forget": request.names, **named, "accuracies": results})
         return
     forgotten = ", ".join(map(str, request.names)) or f"{len(rows or ())} training images"
-    typer.echo(f"{model} on {dataset}, forgotten: {forgotten}")
-    typer.echo(accuracy_table(results))
+    say(f"{model} on {dataset}, forgotten: {forgotten}")
+    say(*accuracy_table(results).split("\n"))
 
 
 def _original(name: str | None, model: str, classifier: Any, **options: Any) -> Any:
@@ -206,7 +217,7 @@ def _original(name: str | None, model: str, classifier: Any, **options: Any) -> 
     base, revision = base_on_the_hub(classifier.config)
     if name is None:
         if any(map(edits_weights, ledger)):
-            typer.echo(
+            say(
                 f"Warning: the weights of {model} were edited, and it does not hold what they were before. Name that "
                 f"with `--original {base or 'MODEL'}`: it is the reference of each number here.",
                 err=True,
@@ -216,7 +227,7 @@ def _original(name: str | None, model: str, classifier: Any, **options: Any) -> 
     at = {"revision": revision} if name == base and revision else {}
     before = load_classifier(name, **options, **at)
     if ledger and ledger[0].get("base_sha256") not in (None, weights_sha256(before)):
-        typer.echo(
+        say(
             f"Warning: {name} does not have the weights that {model} was made from, by the fingerprint in its ledger: "
             "in another precision, or another model.",
             err=True,

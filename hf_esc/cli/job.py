@@ -5,9 +5,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
-
 from ..errors import IncompleteErasureWarning
+from .terminal import say
 
 
 @contextmanager
@@ -18,7 +17,7 @@ def collected_warnings() -> Iterator[list[Warning]]:
         warnings.simplefilter("always", category=UserWarning)
         yield incomplete
     for warning in caught:
-        typer.echo(f"Warning: {warning.message}", err=True)
+        say(f"Warning: {warning.message}", err=True)
         if isinstance(warning.message, IncompleteErasureWarning):
             incomplete.append(warning.message)
 

@@ -20,6 +20,9 @@ Dataset = Annotated[
         show_default=False,
     ),
 ]
+DatasetConfig = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The configuration of --dataset, if it has several.")
+]
 ForgetFraction = Annotated[
     float | None,
     typer.Option(

@@ -5,6 +5,8 @@ import sys
 from tqdm import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from ..errors import shown
+
 
 class _OnStderr(ProgressCallback):
     """Bars, and logs where they are wanted; transformers prints logs on stdout."""
@@ -16,7 +18,7 @@ class _OnStderr(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.logs and state.is_world_process_zero:
             values = {name: round(value, 5) if isinstance(value, float) else value for name, value in logs.items()}
-            tqdm.write(str(values), file=sys.stderr)
+            tqdm.write(shown(values), file=sys.stderr)
 
 
 def progress_on_stderr(trainer, *, logs: bool) -> None:

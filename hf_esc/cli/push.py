@@ -8,6 +8,7 @@ import typer
 from ..errors import ModelError, OptionError
 from . import options
 from .report import print_json
+from .terminal import say
 
 
 def push(
@@ -26,7 +27,12 @@ def push(
     redact: Annotated[
         bool, typer.Option("--redact", help="Leave the names of forgotten classes out of everything.")
     ] = False,
-    private: Annotated[bool | None, typer.Option("--private/--public", help="Of a repository that is new.")] = None,
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public", help="Of a repository that is new: public by default, so that everybody can read it."
+        ),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option(help="The branch to push to; made if it is not there.", show_default=False)
     ] = None,
@@ -36,6 +42,8 @@ def push(
         str | None,
         typer.Option(help="For the card; that of the base model by default, where its card can be read."),
     ] = None,
+    license_name: Annotated[str | None, typer.Option(help="What a licence of its own, `other`, is called.")] = None,
+    license_link: Annotated[str | None, typer.Option(help="Where that licence can be read.")] = None,
     space: Annotated[
         bool, typer.Option("--space", help="Push a metric (`kr_score`, …) or the `demo` as a Space.")
     ] = False,
@@ -53,7 +61,8 @@ def push(
 
     Example: hf-esc push demo user/no-trousers
     """
-    if space and (report is not None or redact or license is not None):
+    licence = {"license": license, "license_name": license_name, "license_link": license_link}
+    if space and (report is not None or redact or any(licence.values())):
         raise OptionError("--report, --redact and --license are about models: leave them out with --space.")
     if space:
         from ..hub.space import push_space
@@ -61,16 +70,16 @@ def push(
         commit = push_space(source, repo, private=private, revision=revision, create_pr=create_pr, message=message)
     else:
         commit = _push_model(
-            source, repo, report, redact, private, revision, create_pr, message, license, allow_incomplete
+            source, repo, report, redact, private, revision, create_pr, message, licence, allow_incomplete
         )
     where = {"repository": commit.repo_url.repo_id, "commit": commit.oid, "url": commit.pr_url or commit.commit_url}
     if json:
         print_json(where)
     else:
-        typer.echo(f"Pushed to {where['repository']}: {where['url']}")
+        say(f"Pushed to {where['repository']}: {where['url']}")
 
 
-def _push_model(source, repo, report, redact, private, revision, create_pr, message, license, allow_incomplete):
+def _push_model(source, repo, report, redact, private, revision, create_pr, message, licence, allow_incomplete):
     if not Path(source).is_dir():
         raise ModelError(f"{source!r} is no folder. Name one that `hf-esc erase` or `save_pretrained` wrote.")
     from ..evaluation.report import UnlearningReport
@@ -99,6 +108,6 @@ def _push_model(source, repo, report, redact, private, revision, create_pr, mess
         revision=revision,
         create_pr=create_pr,
         commit_message=message,
-        license=license,
+        **licence,
         allow_incomplete=allow_incomplete,
     )

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from ..methods import METHODS
+from .terminal import say
 
 # Losses of the other classes above this many points are printed.
 _FEW_POINTS = 5.0
@@ -15,17 +16,17 @@ _FEW_POINTS = 5.0
 
 def print_json(values: Mapping[str, Any]) -> None:
     """One object, nothing else on stdout."""
-    typer.echo(json.dumps(values, indent=2))
+    say(*json.dumps(values, indent=2).split("\n"))
 
 
 def accuracy_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     """Accuracies in %, one row each, one column for each model."""
-    from ..evaluation.report_text import ROWS
+    from ..evaluation.report_text import rows
 
-    lines = [f"{'accuracy in %':<22}" + "".join(f"{name:>12}" for name in columns)]
-    for key, title in ROWS.items():
+    lines = [f"{'accuracy in %':<25}" + "".join(f"{name:>12}" for name in columns)]
+    for key, title in rows(columns.values()).items():
         cells = (values[key] for values in columns.values())
-        lines.append(f"{title:<22}" + "".join(f"{'-' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
+        lines.append(f"{title:<25}" + "".join(f"{'-' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -87,41 +88,39 @@ def print_erasure(
             }
         )
         return complete
-    typer.echo(f"Erased {_what(record, of_images)} from {model}: {_how(record, dims)}.")
+    say(f"Erased {_what(record, of_images)} from {model}: {_how(record, dims)}.")
     if before and after:
-        typer.echo(accuracy_table({"before": before, "after": after}))
+        say(*accuracy_table({"before": before, "after": after}).split("\n"))
     for name, columns in (earlier or {}).items():
         if columns:
             shares = f"{_shown(columns['before'])} before, {_shown(columns['after'])} after"
-            typer.echo(f"{name}, which an earlier request erased (training / test images): {shares}.")
+            say(f"{name}, which an earlier request erased (training / test images): {shares}.")
     if unseen:
-        typer.echo(
+        say(
             f"{', '.join(unseen)}, which an earlier request erased, cannot be looked at: {dataset} has no images of "
             "it. It may have come back."
         )
     if back:
-        typer.echo(
+        say(
             f"BROUGHT BACK: {', '.join(back)}. What was done now has undone what an earlier request erased. "
             "Erase it again, or all together from the original."
         )
     if loss := _loss(before, after):
-        typer.echo(f"The other {'images' if of_images else 'classes'} lost {loss:.1f} points of accuracy.")
+        say(f"The other {'images' if of_images else 'classes'} lost {loss:.1f} points of accuracy.")
     right_before = record.get("right_before")  # None where the images had no labels
     if is_complete(record) is False:
         unseen_before = right_before is not None and right_before < MOST_UNCHANGED
         why = str(incomplete[-1]) if incomplete else "The head still gives the class to forget images."
-        typer.echo(f"{'NOTHING TO BE SEEN' if unseen_before else 'NOT ERASED WHOLE'}. {why}")
+        say(f"{'NOTHING TO BE SEEN' if unseen_before else 'NOT ERASED WHOLE'}. {why}")
     elif of_images:
-        typer.echo(
-            "Accuracies do not tell whether they are forgotten: a model that never saw them gets most right, too."
-        )
+        say("Accuracies do not tell whether they are forgotten: a model that never saw them gets most right, too.")
     elif record["unchanged"] is None:
-        typer.echo("Whether the head has lost the class is not known: look at the accuracies.")
+        say("Whether the head has lost the class is not known: look at the accuracies.")
     else:
         reads = "what the gate misses" if "gate_recall" in record else "it"
         hidden = f"{_what(record, of_images)} is hidden from the head." if earlier else "Hidden from the head."
-        typer.echo(f"{hidden} A probe trained on the features may still read {reads}.")
-    typer.echo(f"The model is in {output}.")
+        say(f"{hidden} A probe trained on the features may still read {reads}.")
+    say(f"The model is in {output}.")
     return complete
 
 
@@ -133,11 +132,14 @@ def end(complete: bool | None, *, allow_incomplete: bool) -> None:
 
 def note_brought_back(folder: Path, config: Any, earlier: Mapping[str, Any] | None) -> None:
     """Write into the ledger of a saved model which earlier classes the last erasure has brought back."""
+    from ..ledger.fingerprints import sealed
+
     if back := [name for name, columns in (earlier or {}).items() if columns and _is_back(columns)]:
         config.erasures[-1]["brought_back"] = back
+        config.erasures = sealed(config.erasures)
         file = folder / "config.json"
         saved = json.loads(file.read_text(encoding="utf-8"))
-        saved["erasures"][-1]["brought_back"] = back
+        saved["erasures"] = config.erasures
         fresh = folder / ".config.json.unfinished"  # an error in the middle leaves the old ledger
         fresh.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         fresh.replace(file)

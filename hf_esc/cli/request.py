@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from ..errors import LabelError, OptionError
 from ..methods import IN_FRONT, Method
+from .terminal import say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,13 +62,29 @@ class Wish:
             raise OptionError(f"What is to be forgotten? Name it with {WAYS}.")
         return self
 
+    def found_early(self, data: ImageData, config: Any) -> Request | None:
+        """
+        The same as `found_in`, from a configuration, before the weights are read.
+
+        None of a checkpoint that may have no head: its labels mean nothing, and to load it says so.
+        """
+        from ..modeling.configuration_esc import is_erased
+
+        classifier = any("ImageClassification" in name for name in getattr(config, "architectures", None) or ())
+        return self.found_in(data, config) if classifier or is_erased(config) else None
+
     def found_in(self, data: ImageData, config: Any) -> Request:
-        """What it means in a data set, for the model with this `config`."""
+        """
+        What it means in a data set, for the model with this `config`.
+
+        Images of classes that the model has several of are left out, with a warning, unless rows are counted.
+        """
         if self.fraction is not None:
             return Request(data, [], data.rows_to_forget(self.fraction, self.seed or 0))
         if self.rows is not None:
             return Request(data, [], data.check_rows(self.rows))
-        return Request(data, data.resolve(self.forget or [], config))
+        labels = data.resolve(self.forget or [], config)
+        return Request(data.without_unclear(config), labels)
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ class Request:
         forgotten = {prints[row] for row in self.rows or ()}
         gone = [row for row, fingerprint in enumerate(prints) if fingerprint in forgotten]
         if copies := len(gone) - len(self.rows or ()):
-            typer.echo(f"Warning: {copies} other images are copies of forgotten ones, and are not kept.", err=True)
+            say(f"Warning: {copies} other images are copies of forgotten ones, and are not kept.", err=True)
         return self.data.rows(gone, keep=False)
 
     def other_retain_set(self, name: str, config: Any) -> Dataset:
@@ -194,13 +209,13 @@ def read_rows(text: str | None) -> list[int] | None:
     if os.path.isfile(text):  # of pathlib, it raises where a long list is no name that a file could have
         where, hint = f"The file {text}", ""
         try:
-            content = Path(text).read_text(encoding="utf-8")
+            content = Path(text).read_text(encoding="utf-8-sig")  # a spreadsheet writes a mark first
             is_json = content.lstrip().startswith("[")
             parts = [json.dumps(value) for value in json.loads(content)] if is_json else content.split()
         except json.JSONDecodeError as error:
             raise OptionError(f"{where} is no JSON list: {error}.") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"{where} cannot be read: {error}.") from error
+            raise OptionError(f"{where} cannot be read as UTF-8 text: {error}.") from error
     if wrong := [part for part in parts if not re.fullmatch(r"-?[0-9]+", part)]:
         raise OptionError(
             f"{where} should be whole numbers, rows of the training split, and {wrong[0]!r} is none{hint}."

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ..errors import OptionError
@@ -27,7 +28,7 @@ def runner(
     further: Sequence[str],
     *,
     others: Sequence[str],
-    scratch: str,
+    scratch: Path | None,
     batch_size: int | None,
     num_workers: int,
     device: str | None,
@@ -40,7 +41,7 @@ def runner(
         settings (`Mapping[str, Any]`): By the names of their options.
         further (`Sequence[str]`): The words of the command line that are settings of the method.
         others (`Sequence[str]`): The command's own options, which a wrong word could have meant.
-        scratch (`str`): A folder for what the training writes.
+        scratch (`Path`, *optional*): A folder for what a training writes.
         batch_size, num_workers, device: Of the command.
 
     Raises:

@@ -8,6 +8,7 @@ import typer
 
 from ..errors import OptionError, OutputError
 from ..methods import METHODS
+from ..saving import check_place, reported
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
@@ -50,6 +51,9 @@ class Arguments:
         default=False, metadata={"help": "Do not fail (exit code 3) if what was to be forgotten is not gone."}
     )
     overwrite: bool = field(default=False, metadata={"help": "Write over a model in the output folder."})
+    dataset_config: str | None = field(
+        default=None, metadata={"help": "The configuration of the data set, if it has several."}
+    )
     image_column: str | None = field(default=None, metadata={"help": "The column with the images."})
     label_column: str | None = field(default=None, metadata={"help": "The column with the labels."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
@@ -95,25 +99,30 @@ def train(context: typer.Context) -> None:
     clock = Clock()
 
     from ..data.image_data import load_images
-    from ..loading import load_classifier, load_processor
+    from ..loading import load_classifier, load_config, load_processor
 
-    original = load_classifier(
-        arguments.model,
-        device=training.device,
-        revision=arguments.revision or "main",
-        trust_remote_code=arguments.trust_remote_code,
+    source = {"revision": arguments.revision or "main", "trust_remote_code": arguments.trust_remote_code}
+    config = load_config(arguments.model, **source)
+    data = load_images(
+        arguments.dataset,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        dataset_config=arguments.dataset_config,
     )
-    data = load_images(arguments.dataset, image_column=arguments.image_column, label_column=arguments.label_column)
-    request = wish.found_in(data, original.config)
+    found = wish.found_early(data, config)
+    original = load_classifier(arguments.model, device=training.device, **source)
+    request = found or wish.found_in(data, original.config)
     kept = retain_set(method, arguments.retain, request, original.config)
     processor = load_processor(original)
     clock.lap("load")
     with collected_warnings() as incomplete:
         trainer = make_trainer(method, original, training, request, kept, processor, logs=True)
-        trainer.train(resume_from_checkpoint=resume)
-        clock.lap("erase")
-        trainer.save_model()
-        clock.lap("save")
+        # The Trainer of transformers writes checkpoints.
+        with reported(output, left="The last checkpoint may not be whole."):
+            trainer.train(resume_from_checkpoint=resume)
+            clock.lap("erase")
+            trainer.save_model()
+            clock.lap("save")
     if not trainer.is_world_process_zero():
         return
     erased = trainer.result
@@ -162,8 +171,7 @@ def _joined(words: list[str]) -> list[str]:
 
 def _check_output(output: Path, *, resume: Any, overwrite: bool) -> None:
     """Say before the work what would go wrong after it."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"The output {output} is a file. Name a folder.")
+    check_place(output)
     if resume is None and any(output.glob("checkpoint-*")):
         raise OutputError(
             f"There are checkpoints in {output}. Go on with them, `--resume_from_checkpoint True`, or remove them."

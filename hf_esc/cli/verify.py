@@ -7,6 +7,7 @@ import typer
 
 from . import options
 from .report import print_json
+from .terminal import say
 
 
 def verify(
@@ -15,14 +16,16 @@ def verify(
     json: options.Json = False,
 ) -> None:
     """
-    Look whether an erased model is what its ledger says: the projection, the weights, their origin, the code.
+    Look whether an erased model is what its ledger says: the projection, the weights and their origin, the settings,
+    the names of the classes, the image processor, the code, the ledger's own text, and the evaluation.
 
-    Exit code 1 with the first thing that is not so. What cannot be looked at, such as a base model that is not at
-    hand, is said and does not count.
+    Exit code 1 with the first thing that is not so, and where nothing shows what the weights or the projection should
+    be. What cannot be looked at, such as a base model that is not at hand or what an older record does not show, is
+    said and does not count.
 
     Example: hf-esc verify demo
     """
-    from ..ledger.verification import verify as look
+    from ..hub.verification import verify as look
 
     checks = look(source, revision=revision)
     passed = all(check.passed is not False for check in checks)
@@ -31,6 +34,6 @@ def verify(
     else:
         marks = {True: "ok", False: "MISMATCH", None: "not checked"}
         for check in checks:
-            typer.echo(f"{marks[check.passed]:<12}{check.name}: {check.detail}")
+            say(f"{marks[check.passed]:<12}{check.name}: {check.detail}")
     if not passed:
         raise typer.Exit(1)

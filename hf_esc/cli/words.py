@@ -2,14 +2,41 @@
 
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any
 
 from typer.core import TyperCommand
 
+from ..errors import OptionError
 from ..methods import METHODS
 
 
-class EraseCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command that says where quotes are missing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        words = list(args)  # the parser empties it
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # the class is typer's or click's, by its version
+            found = re.search(r"unexpected extra arguments?(?:\(s\))? \((.*)\)", str(error))
+            if found is None:
+                raise
+            extra = found[1].split()
+            raise OptionError(f"What is {' '.join(extra)!r}?{_quoted(words, extra)}") from error
+
+
+def _quoted(words: list[str], extra: list[str]) -> str:
+    """The option whose value would take the extra words if it was in quotes, written so."""
+    for option, value, following in zip(words, words[1:], words[2:], strict=False):
+        if option.startswith("--") and following in extra and not value.startswith("--"):
+            rest = words[words.index(option) + 1 :]
+            whole = " ".join(takewhile(lambda word: not word.startswith("-"), rest))
+            return f" If it belongs to {option}, put that into quotes: {option} {whole!r}."
+    return " Names with spaces need quotes."
+
+
+class EraseCommand(Command):
     """A command that also takes the arguments of a training, each with its value, if `--method` edits the weights."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

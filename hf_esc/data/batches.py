@@ -14,7 +14,8 @@ import torch
 from datasets import Dataset, Image, IterableDataset
 from torch.utils.data import DataLoader
 
-from ..errors import ForgetSetError, ImageError
+from ..errors import ForgetSetError, ImageError, warn
+from .columns import class_indices
 
 Batch = dict[str, torch.Tensor]
 
@@ -61,7 +62,11 @@ def image_batches(
             shape `(B,)` if there is a label column.
 
     Raises:
-        ImageError: If an image cannot be read. The message names its number and its file.
+        ImageError: If an image cannot be read. The message names its number and its file. Also if the image processor
+            leaves the images of a batch in different sizes.
+
+    Warns:
+        UserWarning: If an image has more than 8 bits a channel, of which only 8 are read.
     """
     collate = ImageCollator(processor, image_column, label_column, "L" if num_channels == 1 else "RGB")
     # A user's transforms and formats are for training. Erasing needs the images as they are.
@@ -114,12 +119,17 @@ class ImageCollator:
         self.label_column = label_column
         self.mode = mode
         self.decoder = Image()
+        self._warned = False
 
     def __call__(self, rows: list[tuple[int, dict]]) -> Batch:
         images = [self._read(number, row[self.image_column]) for number, row in rows]
-        batch = dict(self.processor(images=images, return_tensors="pt"))
+        try:
+            batch = dict(self.processor(images=images, return_tensors="pt"))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise self._refused([number for number, _ in rows], images, error) from error
         if self.label_column is not None:
-            batch["labels"] = torch.tensor([row[self.label_column] for _, row in rows], dtype=torch.long)
+            labels = [row[self.label_column] for _, row in rows]
+            batch["labels"] = torch.from_numpy(class_indices(labels, self.label_column))
         return batch
 
     def _read(self, number: int, value: Any):
@@ -127,11 +137,48 @@ class ImageCollator:
             if value is None:
                 raise ValueError("it is missing")
             image = value if isinstance(value, PIL.Image.Image) else self.decoder.decode_example(value)
+            self._warn_if_clipped(number, image)
             return image.convert(self.mode)
         except Exception as error:  # every image format raises its own types of error
             path = value.get("path") if isinstance(value, dict) else None
             named = f" ({path})" if path else ""
             raise ImageError(f"Image {number}{named} cannot be read: {type(error).__name__}: {error}") from error
+
+    def _warn_if_clipped(self, number: int, image: PIL.Image.Image) -> None:
+        """Pillow turns all values above 255 into white, in `pipeline` too."""
+        if self._warned or not image.mode.startswith(("I", "F")):
+            return
+        highest = np.asarray(image).max()
+        if highest <= 255:
+            return
+        self._warned = True
+        warn(
+            f"Image {number} has values up to {highest} (mode {image.mode}). Those above 255 are read as white, as "
+            "`pipeline` does. If the model was trained on these images scaled to 8 bits, scale them first."
+        )
+
+    def _refused(self, numbers: list[int], images: list[PIL.Image.Image], error: Exception) -> ImageError:
+        """The error for images that the processor does not take, or does not bring to one size."""
+        sizes: dict[str, int] = {}
+        for number, image in zip(numbers, images, strict=True):
+            try:
+                alone = dict(self.processor(images=[image], return_tensors="pt"))
+            except (ValueError, RuntimeError, TypeError):
+                return ImageError(
+                    f"Image {number} ({image.size[0]} x {image.size[1]}) is not taken by the processor: {error}"
+                )
+            sizes.setdefault(str([tuple(value.shape[1:]) for value in alone.values()]), number)
+        return different_sizes(list(sizes.values()), list(sizes))
+
+
+def different_sizes(numbers: list[int], sizes: list[str]) -> ImageError:
+    """The error for images that the processor leaves in different sizes."""
+    return ImageError(
+        f"The image processor leaves the images in different sizes, such as {sizes[0]} and {sizes[1]} (images "
+        f"{numbers[0]} and {numbers[1]}), which make no batch. Give it one size in preprocessor_config.json: `size` "
+        "with a height and a width, or `do_center_crop` with a `crop_size`. Where nothing is trained, `batch_size=1` "
+        "(`--batch-size 1`) does too."
+    )
 
 
 def ready_batches(batches: Iterable[Any]) -> Iterator[Batch]:

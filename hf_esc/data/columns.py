@@ -1,7 +1,9 @@
 """Finds the columns of a data set that hold the images and the labels."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from datasets import ClassLabel, Image, Value
 from datasets.features import Features
 
@@ -43,8 +45,34 @@ def usual_label_columns(features: Features) -> list[str]:
     return typed or [column for column in LABEL_COLUMNS if column in features and _holds_labels(features[column])]
 
 
+def class_indices(values: Sequence[Any], column: str) -> np.ndarray:
+    """
+    Labels as whole numbers `(N,)` of 64 bits. Numbers with a point, as spreadsheets write them, are whole if 1.0 is.
+
+    Raises:
+        DataError: If a label is missing, or is no whole number.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind in "iub":
+        return found.astype(np.int64)
+    for row, value in enumerate(values):
+        if is_missing(value):
+            raise DataError(f"The column {column!r} has images without a label, such as row {row}. Leave them out.")
+        if isinstance(value, str) or value != int(value):
+            raise DataError(
+                f"The column {column!r} holds {value!r} (row {row}), which is no class. Labels should be names, or "
+                "whole numbers from 0 on."
+            )
+    return found.astype(np.int64)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds no label: null, or what a table of numbers has in its place."""
+    return value is None or value != value
+
+
 def _holds_labels(feature) -> bool:
-    kinds = ("int", "uint", "bool", "string", "large_string")
+    kinds = ("int", "uint", "bool", "float", "string", "large_string")
     return isinstance(feature, ClassLabel) or (isinstance(feature, Value) and feature.dtype.startswith(kinds))
 
 

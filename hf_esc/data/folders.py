@@ -1,8 +1,12 @@
 """Folders of pictures as people have them: which pictures are for training and which for testing."""
 
 import glob
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 from ..errors import DataError, warn
 
@@ -15,6 +19,8 @@ SPLIT_WORDS = {
 _SPLITS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 # Files that say by themselves what is in a folder. `datasets` reads them.
 _TABLES = {".parquet", ".arrow", ".tar"}
+# Images that neither Pillow nor `datasets` read.
+_NOT_READ = {".heic", ".heif", ".avif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".dcm"}
 
 
 def how_to_load(folder: Path) -> dict[str, Any] | None:
@@ -32,6 +38,7 @@ def how_to_load(folder: Path) -> dict[str, Any] | None:
     Raises:
         DataError: If `datasets` decides, and would take folders called like splits for training images.
     """
+    _say_what_cannot_be_read(folder)
     inside, passed = _folders(folder), [folder]
     while len(inside) == 1 and _split_of(inside[0]) is None:  # an archive that was unpacked into a folder of its own
         inside = _folders(folder := inside[0])
@@ -39,6 +46,7 @@ def how_to_load(folder: Path) -> dict[str, Any] | None:
     named = {path: split for path in inside if (split := _split_of(path)) is not None}
     if not named:
         return None
+    beside = [path for path in inside if path not in named]
     with_classes = {path: split for path, split in named.items() if _folders(path)}
     looked_at = [*passed, *named, *(inner for path in with_classes for inner in _folders(path))]
     if any(_is_table(path) for parent in looked_at for path in parent.iterdir()):
@@ -56,6 +64,10 @@ def how_to_load(folder: Path) -> dict[str, Any] | None:
         return {"data_files": _by_split({path: [path] for path in named}, named), "drop_labels": True}
     for path in named.keys() - with_classes.keys():
         warn(f"{path} holds no folder for each class. Its images have no labels and are left out.")
+    splits = ", ".join(path.name for path in named)
+    for path in beside:
+        if any(map(_is_image, _files(path))):
+            warn(f"{path} is called like no split, and stands beside {splits}. It is left out.")
     return {"data_files": _by_split({path: _folders(path) for path in with_classes}, named), "drop_labels": False}
 
 
@@ -64,6 +76,41 @@ def _by_split(folders: dict[Path, list[Path]], splits: dict[Path, str]) -> dict[
     for path, inner in folders.items():
         patterns.setdefault(splits[path], []).extend(map(_pattern, inner))
     return patterns
+
+
+def _say_what_cannot_be_read(folder: Path) -> None:
+    """
+    Warn of folders whose files are no images that can be read, beside folders of images: a class would be missing.
+
+    Where a folder holds images too, warn of files that only look like images, such as `.heic`.
+    """
+    read: dict[Path, int] = {}
+    others: dict[Path, list[str]] = {}
+    for path in _files(folder):
+        if _is_image(path):
+            read[path.parent] = read.get(path.parent, 0) + 1
+        else:
+            others.setdefault(path.parent, []).append(path.suffix.lower())
+    beside_images = {parent.parent for parent in read}
+    for parent, kinds in sorted(others.items()):
+        known = sorted({kind for kind in kinds if kind in _NOT_READ})
+        if parent not in read and parent != folder and parent.parent in beside_images:
+            named = ", ".join(sorted(set(kinds)))
+            warn(f"{parent} holds no image that can be read, only {named}. It makes no class. Convert its images.")
+        elif known:
+            count = sum(kind in _NOT_READ for kind in kinds)
+            warn(f"{count} files in {parent} are left out, as {', '.join(known)} cannot be read. Convert them.")
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """All files in a folder, but for hidden ones and those of programs."""
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith((".", "__"))]
+        yield from (Path(parent, name) for name in files if not name.startswith((".", "__")))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in ImageFolder.EXTENSIONS
 
 
 def _is_table(path: Path) -> bool:

@@ -1,21 +1,32 @@
 """Loads a labelled image data set, finds its columns and its classes, and selects images by label."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Value,
+    get_dataset_config_names,
+    load_dataset,
+    load_from_disk,
+)
 
 from .. import embedded
-from ..errors import DataError, ForgetSetError, LabelError
+from ..errors import DataError, ForgetSetError, LabelError, warn
+from ..loading import refuse_missing_folder, why_not_loaded
 from .batches import Batch, image_batches
-from .columns import find_image_column, find_label_column
+from .columns import class_indices, find_image_column, find_label_column, is_missing
 from .folders import how_to_load
-from .labels import class_names, erased_labels, match_labels, model_label_names, resolve_labels
+from .labels import UNCLEAR, class_names, erased_labels, match_labels, model_label_names, resolve_labels
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
 
@@ -34,6 +45,7 @@ class ImageData:
         label_names (`list[str]`, *optional*): Class names by index. None if the classes only have numbers.
         num_labels (`int`): Number of classes.
         hub_id (`str`, *optional*): Its id on the Hub, if it came from there.
+        left_out (`frozenset[int]`): Classes whose images were left out; see `without_unclear`.
     """
 
     name: str
@@ -44,6 +56,7 @@ class ImageData:
     label_names: list[str] | None
     num_labels: int
     hub_id: str | None = None
+    left_out: frozenset[int] = frozenset()
 
     def select(self, split: Dataset, labels: Iterable[int], *, keep: bool = True) -> Dataset:
         """The images of `split` whose class is among `labels` (with `keep=False`: is not), in their order."""
@@ -137,19 +150,10 @@ class ImageData:
             LabelError: As in [`resolve_labels`] and [`match_labels`], and if no class of the model would be left.
         """
         names = self.label_names or model_label_names(config)
-        mapping = self.labels_in(config)
-        labels = resolve_labels(requested, names, self.num_labels)
-        if self.label_names and mapping != list(range(len(mapping))):
-            written = [requested] if isinstance(requested, str | int) else list(requested)
-            numbers = [
-                part for label in written for part in str(label).split(",") if part.strip().lstrip("#").isdigit()
-            ]
-            if strange := [part for part in numbers if part.strip() not in self.label_names]:
-                number = int(strange[0].strip().lstrip("#"))
-                raise LabelError(
-                    f"Class {number} is {self.label_names[number]!r} in the data set and another one in the model, "
-                    "which numbers its classes differently. Use the name."
-                )
+        mapping = self._matched(config)
+        same = self.label_names is None or mapping == list(range(len(mapping)))
+        labels = resolve_labels(requested, names, self.num_labels, numbers=same)
+        self._refuse_unclear(mapping, labels, config)
         if len({mapping[label] for label in labels} | erased_labels(config)) == config.num_labels:
             raise LabelError(
                 f"All {config.num_labels} classes of the model are to be forgotten, which leaves nothing to keep. "
@@ -158,13 +162,46 @@ class ImageData:
         return labels
 
     def labels_in(self, config) -> list[int]:
-        """For each class of the data set, its class in the model with this `config`; see [`match_labels`]."""
-        return match_labels(self.label_names, model_label_names(config), self.num_labels, config.num_labels)
+        """
+        For each class of the data set, its class in the model with this `config`; see [`match_labels`].
+
+        `UNCLEAR` stands for a class that several of the model could be. Only `without_unclear` leaves some.
+        """
+        mapping = self._matched(config)
+        self._refuse_unclear(mapping, set(range(self.num_labels)) - self.left_out, config)
+        return mapping
 
     def labels_from(self, config, labels: Iterable[int]) -> list[int]:
         """The data set's classes that are `labels` in the model with this `config`: the way back of `labels_in`."""
         wanted = set(labels)
         return [label for label, there in enumerate(self.labels_in(config)) if there in wanted]
+
+    def without_unclear(self, config) -> ImageData:
+        """
+        This data set without the images of classes whose name several classes of the model have, with a warning.
+
+        The other classes can be used then. Nothing tells which class of the model these images are of.
+        """
+        mapping = self._matched(config)
+        gone = {label for label, there in enumerate(mapping) if there == UNCLEAR} - self.left_out
+        if not gone:
+            return self
+        names = ", ".join(repr(self.label_names[label]) for label in sorted(gone)) if self.label_names else ""
+        warn(
+            f"Several classes of the model are called {names}. The images of {self.name!r} of that name are left out. "
+            "To use them, rename one side: the model's `id2label`, or the data set's ClassLabel names."
+        )
+        train, test = (split and self.select(split, gone, keep=False) for split in (self.train, self.test))
+        return replace(self, train=train, test=test, left_out=self.left_out | gone)
+
+    def _matched(self, config) -> list[int]:
+        names = model_label_names(config)
+        return match_labels(self.label_names, names, self.num_labels, config.num_labels, unclear=True)
+
+    def _refuse_unclear(self, mapping: Sequence[int], labels: Iterable[int], config) -> None:
+        """Raise a [`LabelError`] with both sides if one of these classes is unclear."""
+        if any(mapping[label] == UNCLEAR for label in labels):
+            match_labels(self.label_names, model_label_names(config), self.num_labels, config.num_labels)
 
 
 def load_images(
@@ -173,6 +210,7 @@ def load_images(
     image_column: str | None = None,
     label_column: str | None = None,
     revision: str | None = None,
+    dataset_config: str | None = None,
 ) -> ImageData:
     """
     Load a labelled image data set.
@@ -185,6 +223,7 @@ def load_images(
         label_column (`str`, *optional*): The column with the labels. By default, it is found if there is one
             candidate other than `coarse_label`.
         revision (`str`, *optional*): Revision on the Hub.
+        dataset_config (`str`, *optional*): The configuration of a data set that has several.
 
     Returns:
         [`ImageData`]
@@ -192,7 +231,7 @@ def load_images(
     Raises:
         DataError: If there is no such data set, it has no training split, or its columns are not clear.
     """
-    splits = _load_splits(name, revision)
+    splits = _load_splits(name, revision, dataset_config)
     # One split of another name is all there is, unless its name says that it is not for training.
     train_name = "train" if "train" in splits or len(splits) > 1 else next(iter(splits))
     if train_name not in splits or train_name in TEST_SPLITS:
@@ -209,13 +248,15 @@ def load_images(
     for split in TEST_SPLITS:
         if split not in splits or split == train_name or not len(splits[split]):
             continue
-        if missing := {image_column, label_column} - set(splits[split].features):
+        if image_column not in splits[split].features:
             raise DataError(
-                f"The `{split}` split of {name!r} has no column {sorted(missing)}, which its training split has."
+                f"The `{split}` split of {name!r} has no column {image_column!r}, and its training split has."
             )
+        if label_column not in splits[split].features or all(map(_is_held_back, splits[split][label_column][:])):
+            # As in a competition.
+            warn(f"The images of the `{split}` split of {name!r} have no labels. They are left out.")
+            continue
         candidate, test_names = _with_class_indices(name, splits[split], label_column, names)
-        if set(candidate[label_column][:]) == {-1}:
-            continue  # the labels of these images are held back, as in a competition
         if test_names != names:
             raise DataError(
                 f"The `{split}` split of {name!r} names its classes {test_names}, and the training split {names}. "
@@ -243,7 +284,7 @@ def load_pictures(name: str) -> Dataset:
     Raises:
         DataError: If the data set cannot be loaded.
     """
-    splits = _load_splits(name, None)
+    splits = _load_splits(name, None, None)
     return splits["train"] if "train" in splits else next(iter(splits.values()))
 
 
@@ -253,14 +294,19 @@ def _with_class_indices(
     """The split with class indices in its label column, and the names of the classes, or None if it has none."""
     feature = split.features[column]
     values = split[column][:]
-    if any(value is None for value in values):
-        raise DataError(f"The column {column!r} of {name!r} has images without a label.")
+    if any(map(is_missing, values)):
+        raise DataError(
+            f"The column {column!r} of {name!r} has images without a label. Leave them out, or label them."
+        )
     if isinstance(feature, ClassLabel):
         return split, list(feature.names)
+    if feature.dtype.startswith("float"):  # of a table of numbers, in which a label may have been missing
+        whole = class_indices(values, column).tolist()
+        return split.remove_columns(column).add_column(column, whole, feature=Value("int64")), None
     if feature.dtype not in ("string", "large_string"):
         return split, None
     if names is None:
-        numbers = all(value.isdigit() for value in set(values))
+        numbers = all(value.isdecimal() for value in set(values))
         names = sorted(set(values), key=int if numbers else None)
     if strange := set(values) - set(names):
         raise DataError(
@@ -273,23 +319,42 @@ def _with_class_indices(
     return split.remove_columns(column).add_column(column, indices, feature=ClassLabel(names=names)), names
 
 
-def _load_splits(name: str, revision: str | None) -> dict[str, Dataset]:
+def _is_held_back(label: Any) -> bool:
+    return is_missing(label) or label == -1
+
+
+def _load_splits(name: str, revision: str | None, config: str | None) -> dict[str, Dataset]:
+    folder = Path(name)
+    on_disk = (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+    if config is not None and (name == embedded.NAME or on_disk):
+        raise DataError(f"The data set {name!r} has no configurations. Leave out {config!r} (`dataset_config`).")
     if name == embedded.NAME:
         # Read straight from the package, without a copy in the datasets cache.
         return {path.stem: Dataset(parquet.read_table(path)) for path in sorted(embedded.DATASET.glob("*.parquet"))}
-    folder = Path(name)
     try:
-        if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        refuse_missing_folder(name)
+        if on_disk:
             loaded = load_from_disk(name)
-        elif folder.is_dir() and (arguments := how_to_load(folder)) is not None:
+        elif config is None and folder.is_dir() and (arguments := how_to_load(folder)) is not None:
             loaded = load_dataset("imagefolder", **arguments)
         else:
-            loaded = load_dataset(name, revision=revision)
+            loaded = load_dataset(name, config, revision=revision)
     except DataError:
         raise
     except Exception as error:  # `datasets` raises a dozen types of error, from every file format that it reads
         raise DataError(
-            f"The data set {name!r} cannot be loaded: {type(error).__name__}: {str(error).rstrip('.')}. It should be "
+            f"The data set {name!r} cannot be loaded: {_why_not(error, name, revision)} It should be "
             "`embedded`, a folder with parquet files or with one folder of images per class, or an id on the Hub."
         ) from error
     return dict(loaded) if isinstance(loaded, DatasetDict) else {"train": loaded}
+
+
+def _why_not(error: Exception, name: str, revision: str | None) -> str:
+    if isinstance(error, ValueError) and "Config name is missing" in str(error):
+        configs = get_dataset_config_names(name, revision=revision)
+        return (
+            f"It has several configurations, {', '.join(map(repr, configs))}. Name one with `dataset_config` "
+            "(`--dataset-config` on the command line)."
+        )
+    kind = f"{type(error).__name__}: " if Path(name).exists() else ""
+    return f"{kind}{why_not_loaded(error, name)}"

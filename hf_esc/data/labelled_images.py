@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from ..errors import ForgetSetError, LabelError
 from ..loading import load_processor
-from .batches import Batch, ImageCollator, NumberedRows, image_channels, ready_batches
-from .columns import find_image_column, find_label_column
-from .model_batches import NOTHING_TO_FORGET, label_mapping, processor_at_hand
+from .batches import Batch, ImageCollator, NumberedRows, different_sizes, image_channels, ready_batches
+from .columns import class_indices, find_image_column, find_label_column
+from .model_batches import NOTHING_TO_FORGET, check_model, label_mapping, mapped, processor_at_hand
 
 # Number of images that are read at a time when all are read.
 _CHUNK = 256
@@ -134,6 +134,7 @@ def labelled_images(
         DataError: If a column cannot be found or an image cannot be read.
         ModelError: If a data set comes without an image processor.
     """
+    check_model(model)
     if isinstance(images, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
             f"The {what} should be one split, and this has {list(images)}. Choose one, such as `['train']`."
@@ -155,12 +156,8 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what))
     image_column = find_image_column(images.features, image_column)
     label_column = find_label_column(images.features, label_column)
-    mapping = torch.tensor(label_mapping(images.features[label_column], model.config))
-    labels = torch.as_tensor(images.with_format(None)[label_column][:])
-    if labels.min() < 0 or labels.max() >= len(mapping):
-        raise LabelError(
-            f"The {what} has labels from {labels.min()} to {labels.max()}, beyond {len(mapping)} classes."
-        )
+    labels = torch.from_numpy(class_indices(images.with_format(None)[label_column][:], label_column))
+    labels = mapped(labels, label_mapping(images.features[label_column], model.config), what)
     processor = processor if processor is not None else load_processor(model)
     files = images.with_format(None).select_columns([image_column]).cast_column(image_column, Image(decode=False))
     collate = ImageCollator(processor, image_column, None, "L" if image_channels(model.config) == 1 else "RGB")
@@ -174,10 +171,17 @@ def _of_data_set(model, images: datasets.Dataset, processor, image_column, label
 
     one = sum(value.numel() * value.element_size() for value in read([0]).values())
     if one * len(files) > memory * 2**20:
-        return LabelledImages(mapping[labels], read, fingerprints, from_files=True), processor
+        return LabelledImages(labels, read, fingerprints, from_files=True), processor
     parts = [read(list(range(start, min(start + _CHUNK, len(files))))) for start in range(0, len(files), _CHUNK)]
+    for number, part in enumerate(parts):
+        if (sizes := [_sizes(part), _sizes(parts[0])])[0] != sizes[1]:
+            raise different_sizes([number * _CHUNK, 0], sizes)
     kept = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return LabelledImages(mapping[labels], _of_tensors(kept), fingerprints, from_files=True), processor
+    return LabelledImages(labels, _of_tensors(kept), fingerprints, from_files=True), processor
+
+
+def _sizes(batch: Batch) -> str:
+    return str([tuple(value.shape[1:]) for value in batch.values()])
 
 
 def file_fingerprints(images: datasets.Dataset, image_column: str) -> list[bytes]:
@@ -238,3 +242,8 @@ def _file_of(cell: dict[str, Any]) -> bytes:
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
+def with_main_input(batch: dict[str, Any], *, name: str) -> dict[str, Any]:
+    """A batch with the main input of the model beside all of its inputs, too, where a Trainer looks for it."""
+    return {name: batch["inputs"][name]} | batch

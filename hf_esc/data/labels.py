@@ -7,6 +7,8 @@ error that lists both sides.
 
 import difflib
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..errors import LabelError, ModelError
@@ -14,6 +16,8 @@ from ..errors import LabelError, ModelError
 # Stands in for the name of a forgotten class, if the name itself must not appear.
 _REDACTED = re.compile(r"redacted-\d+")
 _PLACEHOLDER = re.compile(r"label_\d+", re.IGNORECASE)
+# In place of a class of the model: several are called so, and nothing tells which one is meant.
+UNCLEAR = -1
 
 
 def model_label_names(config) -> list[str] | None:
@@ -87,14 +91,21 @@ def class_names(names: Sequence[str]) -> list[str] | None:
     return None if all(name == str(index) for index, name in enumerate(names)) else list(names)
 
 
-def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | None, num_data: int, num_model: int):
+def match_labels(
+    data_names: Sequence[str] | None,
+    model_names: Sequence[str] | None,
+    num_data: int,
+    num_model: int,
+    *,
+    unclear: bool = False,
+) -> list[int]:
     """
     For each class of the data set, its class in the model.
 
     Classes are matched by name, in whatever order they come. The data set may hold only some of the model's classes.
-    Classes are matched by number only if one side has no names and the counts agree. A redacted name of the model
-    matches the data set's class of the same number if all other names stand at the same places. Otherwise it matches
-    the one class that is left over.
+    Classes are matched by number only if one side has no names and the counts agree. A redacted name of the model, and
+    a name that several of its classes have, matches the data set's class of the same number if all other names stand
+    at the same places. Otherwise a redacted name matches the only class that no other name takes.
 
     Args:
         data_names (`Sequence[str]`, *optional*): Class names of the data set. None if its classes only have numbers.
@@ -102,34 +113,53 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
             no names.
         num_data (`int`): Classes in the data set.
         num_model (`int`): Classes in the model.
+        unclear (`bool`, defaults to `False`): Whether a name that several classes of the model have is `UNCLEAR`
+            instead of an error, so that the other classes can be used.
 
     Returns:
         `list[int]` of length `num_data`: the model's class index for each class index of the data set.
 
     Raises:
-        LabelError: If a name of the data set matches none of the model's names or several of them, or if one side has
-            no names and the counts differ.
+        LabelError: If a name of the data set matches none of the model's names or several of them; if one side has no
+            names and the counts differ, or the names of the other are numbers in another order.
     """
     if data_names is None or model_names is None:
-        if num_data != num_model:
+        for names, named, other in ((data_names, "data set", "model"), (model_names, "model", "data set")):
+            if names and set(names) == set(map(str, range(len(names)))) and class_names(names) is not None:
+                first = next(index for index, name in enumerate(names) if name != str(index))
+                raise LabelError(
+                    f"The classes of the {named} are called by numbers in another order: class {first} is called "
+                    f"{names[first]!r}. The classes of the {other} only have numbers, so {first} could mean the class "
+                    f"of that number or the one called {str(first)!r}. Give the {other} the names too: the data set a "
+                    "ClassLabel, or the model an `id2label`, in their order."
+                )
+        # A model whose classes are called 0, 1, 2, … has names that are their numbers.
+        numbered = model_names is not None and class_names(model_names) is None
+        if num_data > num_model or (num_data < num_model and not numbered):
             raise LabelError(
                 f"The data set has {num_data} classes ({_listed(data_names)}) and the model {num_model} "
                 f"({_listed(model_names)}). One of them has no label names, so they can only be matched by number, "
                 "which needs equal counts. Give the data set a ClassLabel column or the model an `id2label`."
             )
         return list(range(num_data))
-    redacted = [index for index, name in enumerate(model_names) if _REDACTED.fullmatch(name)]
-    if num_data == num_model and all(
-        index in redacted or _folded(name) == _folded(model_names[index]) for index, name in enumerate(data_names)
-    ):
+    data_folded, model_folded = list(map(_folded, data_names)), list(map(_folded, model_names))
+    if num_data == num_model and _stand_at_the_same_places(data_folded, model_folded):
         return list(range(num_data))
+    redacted = [index for index, name in enumerate(model_names) if _REDACTED.fullmatch(name)]
+    unknown = set(data_folded) - set(model_folded)
+    one = redacted[0] if len(redacted) == len(unknown) == 1 else None
+    times = Counter(model_folded)
     try:
-        unknown = {_folded(name) for name in data_names} - {_folded(name) for name in model_names}
-        one = redacted[0] if len(redacted) == len(unknown) == 1 else None
         matched = [
-            one if one is not None and _folded(name) in unknown else _find(name, model_names) for name in data_names
+            one
+            if one is not None and folded in unknown
+            else UNCLEAR
+            if unclear and times[folded] > 1
+            else _find(name, model_names)
+            for name, folded in zip(data_names, data_folded, strict=True)
         ]
-        if len(set(matched)) < len(matched):
+        clear = [label for label in matched if label != UNCLEAR]
+        if len(set(clear)) < len(clear):
             raise LabelError("Two of them are the same class of the model.")
         return matched
     except LabelError as error:
@@ -139,7 +169,25 @@ def match_labels(data_names: Sequence[str] | None, model_names: Sequence[str] | 
         ) from None
 
 
-def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[str] | None, count: int) -> list[int]:
+def _stand_at_the_same_places(data_names: list[str], model_names: list[str]) -> bool:
+    """
+    Whether two lists of folded names are one list. Where the model's name is redacted or several of its classes have
+    it, the data set's may be any that the model has nowhere else.
+    """
+    times = Counter(model_names)
+    free = {name for name in model_names if times[name] > 1 or _REDACTED.fullmatch(name.replace(" ", "-"))}
+    return data_names == model_names or (
+        any(times[name] == 1 for name in model_names)  # something that tells the order
+        and all(
+            data == model or (model in free and data not in times)
+            for data, model in zip(data_names, model_names, strict=True)
+        )
+    )
+
+
+def resolve_labels(
+    requested: str | int | Iterable[str | int], names: Sequence[str] | None, count: int, *, numbers: bool = True
+) -> list[int]:
     """
     The class indices that a user's labels mean.
 
@@ -151,13 +199,15 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
         requested (`str`, `int` or an iterable of them): The labels as the user wrote them.
         names (`Sequence[str]`, *optional*): Class names. None if the classes only have numbers.
         count (`int`): Number of classes.
+        numbers (`bool`, defaults to `True`): Whether the model numbers its classes as the data set does. Otherwise
+            only names are taken, and a number only where a class is called so.
 
     Returns:
         `list[int]`: Sorted class indices without repetition, at least one.
 
     Raises:
         LabelError: If a label does not exist (the message lists similar names), if it is the name of one class and the
-            number of another, or if no label is given.
+            number of another, if it is a number and `numbers` is not set, or if no label is given.
     """
     wanted = [requested] if isinstance(requested, str | int) else list(requested)
     indices: set[int] = set()
@@ -165,16 +215,16 @@ def resolve_labels(requested: str | int | Iterable[str | int], names: Sequence[s
         parts: list[str | int] = [label]
         if isinstance(label, str) and "," in label and not (names and _folded(label) in map(_folded, names)):
             parts = [part.strip() for part in label.split(",") if part.strip()]
-        indices.update(_resolve_one(part, names, count) for part in parts)
+        indices.update(_resolve_one(part, names, count, numbers) for part in parts)
     if not indices:
         raise LabelError("No label to forget was given. Name at least one class.")
     return sorted(indices)
 
 
-def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> int:
+def _resolve_one(label: str | int, names: Sequence[str] | None, count: int, numbers: bool) -> int:
     text = str(label).strip()
     if isinstance(label, str) and re.fullmatch(r"#\d+", text):
-        return _resolve_one(int(text[1:]), names, count)
+        return _resolve_one(int(text[1:]), names, count, numbers)
     number = int(text) if re.fullmatch(r"[+-]?\d+", text) else None
     if isinstance(label, str) and names is not None:
         try:
@@ -183,7 +233,7 @@ def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> i
             if number is None:
                 raise
         else:
-            if number is not None and number != index and 0 <= number < count:
+            if numbers and number is not None and number != index and 0 <= number < count:
                 raise LabelError(
                     f"{text!r} is the name of class {index} and the number of class {number} ({names[number]!r}). "
                     f"Write '#{index}' for the first or '#{number}' for the second."
@@ -193,6 +243,11 @@ def _resolve_one(label: str | int, names: Sequence[str] | None, count: int) -> i
         raise LabelError(f"{text!r} is a name, and there are no label names here. Use a number from 0 to {count - 1}.")
     if not 0 <= number < count:
         raise LabelError(f"There is no class {number}: the {count} classes are {_listed(names, count)}.")
+    if not numbers and names is not None:
+        raise LabelError(
+            f"Class {number} is {names[number]!r} in the data set and another one in the model, which numbers its "
+            "classes differently. Use the name."
+        )
     return number
 
 
@@ -211,14 +266,23 @@ def _find(name: str, names: Sequence[str]) -> int:
         return matches[0]
     if matches:
         raise LabelError(f"{name!r} could be any of the classes {matches}. Use a number.")
-    folded = {_folded(other): other for other in names}
-    near = [folded[close] for close in difflib.get_close_matches(wanted, list(folded), n=3)]
-    hint = f"Near it: {', '.join(map(repr, near))}." if near else f"The labels are {_listed(names)}."
+    near = _near(wanted, {_folded(other): other for other in names})
+    hint = f"Near it: {_listed(near, most=5)}." if near else f"The labels are {_listed(names)}."
     raise LabelError(f"There is no label {name!r}. {hint}")
 
 
+def _near(wanted: str, folded: Mapping[str, str]) -> list[str]:
+    """The names that `wanted` could mean, by what they fold to: misspelt, or with only some of their words."""
+    close = difflib.get_close_matches(wanted, list(folded), n=3)
+    words = set(wanted.split())
+    close += [name for name in folded if words and words <= set(re.findall(r"\w+", name))]
+    return [folded[name] for name in dict.fromkeys(close)]
+
+
 def _folded(name: str) -> str:
-    return re.sub(r"[\s_\-]+", " ", name).strip().casefold()
+    """What two ways to write a name have in common: letter case, spaces, and letters with their accents apart."""
+    text = re.sub(r"[\s_\-]+", " ", unicodedata.normalize("NFC", name)).strip().casefold()
+    return unicodedata.normalize("NFC", text)
 
 
 def _listed(names: Sequence[str] | None, count: int | None = None, most: int = 20) -> str:

@@ -3,21 +3,79 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..errors import DataError, ForgetSetError, ModelError
+from ..errors import DataError, ForgetSetError, LabelError, ModelError
 from ..loading import load_processor
 from .batches import Batch, image_batches, image_channels, ready_batches
 from .columns import find_image_column, find_label_column, usual_label_columns
-from .labels import class_names, match_labels, model_label_names
+from .labels import UNCLEAR, class_names, match_labels, model_label_names
 
+# Libraries whose modules or tensors hold quantised weights.
+QUANTISERS = {"torchao", "torch.ao", "bitsandbytes", "quanto", "optimum", "hqq", "gptqmodel", "auto_gptq", "awq"}
 NOTHING_TO_FORGET = (
     "The forget set is empty: there is nothing to look at. Check the split and the label that it was selected by."
 )
+
+
+def check_model(model: Any) -> None:
+    """
+    Raise unless this is a classifier of transformers: the model itself, and nothing around it.
+
+    Raises:
+        ModelError: With the way to the classifier inside.
+    """
+    if isinstance(model, PreTrainedModel):
+        return
+    name = type(model).__name__
+    if isinstance(model, str | Path):
+        raise ModelError(f"{str(model)!r} is the name of a model. Load it first, with `hf_esc.load_classifier`.")
+    advice = "Load one with `AutoModelForImageClassification`."
+    if hasattr(model, "_orig_mod"):
+        advice = "It was compiled. Pass the classifier inside it, `model._orig_mod`, and compile the result."
+    elif hasattr(model, "merge_and_unload"):
+        advice = "Adapters are added to its layers. Pass the classifier with these merged, `model.merge_and_unload()`."
+    elif isinstance(getattr(model, "module", None), torch.nn.Module):
+        advice = "Pass the classifier inside it, `model.module`."
+    elif type(model).__module__.split(".")[0] == "timm":
+        advice = (
+            "Wrap it: `TimmWrapperForImageClassification(TimmWrapperConfig(architecture=…, num_labels=…))`, and load "
+            "its weights into the `timm_model` of that."
+        )
+    raise ModelError(f"This is no image classifier of transformers, but a {name}. {advice}")
+
+
+def check_weights(model: PreTrainedModel) -> None:
+    """
+    Raise where the weights are not those that `save_pretrained` writes and `from_pretrained` reads.
+
+    Raises:
+        ModelError: If the model is quantised, or adapters are added to its layers.
+    """
+    made_by = {_library(module) for module in model.modules()} | {_library(weight) for weight in model.parameters()}
+    if "peft" in made_by:
+        raise ModelError(
+            "Adapters are added to layers of this model, and a checkpoint of it would not load. Merge them into the "
+            "weights first, with `merge_and_unload()` of the PeftModel, and pass what that returns."
+        )
+    whole = all(weight.is_floating_point() or weight.is_complex() for weight in model.parameters())
+    if not whole or made_by & QUANTISERS or getattr(model, "hf_quantizer", None) is not None:
+        raise ModelError(
+            "The weights of this model are quantised. Erase in full precision, then quantise the result: the "
+            "projection is kept."
+        )
+
+
+def _library(thing: Any) -> str:
+    """The library that a module or a tensor is of; of torch, whether it is a quantised one."""
+    module = type(thing).__module__
+    return "torch.ao" if module.startswith("torch.ao.") else module.split(".")[0]
 
 
 def forget_batches(
@@ -39,6 +97,7 @@ def forget_batches(
     `share` is the shard of this process, as in [`image_batches`]; ready batches are not sharded. `what` names the set
     in errors. With `with_labels=False` the batches have no labels, even if the set has some.
     """
+    check_model(model)
     if isinstance(forget_set, datasets.DatasetDict | datasets.IterableDatasetDict):
         raise ForgetSetError(
             f"The {what} should be one split, and this has {list(forget_set)}. Choose one, such as `['train']`."
@@ -80,7 +139,7 @@ def forget_batches(
         share=share,
     )
     bar = logging.tqdm(batches, total=total, desc=f"{what.split()[0].capitalize()} features", unit="batch")
-    return (batch if mapping is None else map_labels(batch, mapping) for batch in bar), processor
+    return (batch if mapping is None else map_labels(batch, mapping, what) for batch in bar), processor
 
 
 def _resolved_features(stream: datasets.IterableDataset, what: str):
@@ -90,32 +149,52 @@ def _resolved_features(stream: datasets.IterableDataset, what: str):
         raise ForgetSetError(NOTHING_TO_FORGET.replace("forget set", what)) from None
     except Exception as error:  # pyarrow and datasets raise many types
         raise DataError(
-            f"The columns of the {what} are not known ({error}). Pass `features=` to its `map`."
+            f"The columns of the {what} are not known ({error}). Give `features=` where it is made, to "
+            "`from_generator` or `map`."
         ) from error
 
 
 def label_mapping(feature, config) -> list[int]:
-    """The model's class index for each class index of the data set, in order."""
+    """
+    The model's class index for each class index of the data set, in order. `UNCLEAR` where several classes of the
+    model have the name: [`mapped`] refuses images of them.
+    """
     names = model_label_names(config)
     if isinstance(feature, datasets.ClassLabel):
-        return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels)
-    if not feature.dtype.startswith(("int", "uint", "bool")):
+        return match_labels(class_names(feature.names), names, feature.num_classes, config.num_labels, unclear=True)
+    if "string" in feature.dtype:
         raise DataError(
-            f"The label column holds text or floating-point numbers ({feature.dtype}). Turn it into a ClassLabel with "
-            "`class_encode_column`, so that its names can be matched to the model's."
+            f"The label column holds text ({feature.dtype}). Turn it into a ClassLabel with `class_encode_column`, so "
+            "that its names can be matched to the model's."
         )
     return list(range(config.num_labels))
 
 
-def map_labels(batch: Batch, mapping: list[int]) -> Batch:
+def map_labels(batch: Batch, mapping: list[int], what: str = "forget set") -> Batch:
     """The batch with the data set's class indices replaced by the model's."""
-    labels = batch["labels"]
+    return batch | {"labels": mapped(batch["labels"], mapping, what)}
+
+
+def mapped(labels: torch.Tensor, mapping: list[int], what: str) -> torch.Tensor:
+    """
+    The model's class indices for those of a data set, `(N,)`.
+
+    Raises:
+        LabelError: If there is no such class, or several classes of the model have its name.
+    """
     if labels.min() < 0 or labels.max() >= len(mapping):
-        raise DataError(
-            f"The label column has values from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes. "
-            f"Labels should be from 0 to {len(mapping) - 1}."
+        raise LabelError(
+            f"The {what} has labels from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes. They "
+            f"should be from 0 to {len(mapping) - 1}."
         )
-    return batch | {"labels": torch.tensor(mapping)[labels]}
+    found = torch.tensor(mapping)[labels]
+    if (found == UNCLEAR).any():
+        label = int(labels[found == UNCLEAR][0])
+        raise LabelError(
+            f"The {what} has images of class {label}, and several classes of the model have its name. Rename one "
+            "side: the model's `id2label`, or the data set's ClassLabel names."
+        )
+    return found
 
 
 def processor_at_hand(model: PreTrainedModel):

@@ -141,6 +141,7 @@ def erase(
         num_images=statistics.num_images,
         unchanged=unchanged,
         unchanged_of=len(statistics.sample.predictions),
+        processor=image_processor,
     )
     if unchanged is None and scenario == "classes":
         warn("Whether the head's predictions changed is not known: run the model and see.")

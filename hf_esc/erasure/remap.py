@@ -171,6 +171,7 @@ def remap(
             {label: (after == label)[rows].double().mean().item() for label, rows in of.items()},
         ),
         unchanged_of=len(features),
+        processor=image_processor,
     )
     warn_if_incomplete(
         model.config,

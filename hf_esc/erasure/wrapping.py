@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..data.batches import Batch
 from ..data.labels import check_classes, numbered_names
-from ..data.model_batches import NOTHING_TO_FORGET
+from ..data.model_batches import NOTHING_TO_FORGET, check_model, check_weights
 from ..errors import ForgetSetError, HfEscError, ModelError, OptionError
 from ..features.sites import SiteGroup, find_sites, graph_tensors
 from ..features.stream import MODEL_ERRORS, model_inputs, refused_batch
@@ -57,9 +57,11 @@ def copy_of_model(model: Model) -> Model:
     A deep copy of a model, also of one that caches tensors with a graph, which Python cannot copy.
 
     Raises:
-        ModelError: If the model is offloaded, is the inside of an erased one, or gives an image no one class.
+        ModelError: If the model is no classifier of transformers, is offloaded or quantised, has adapters, is the
+            inside of an erased one, or gives an image no one class.
         LabelError: If the model does not number its classes from 0 on.
     """
+    check_model(model)
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise ModelError("The model, or a part of it, is offloaded. Load it whole on one device to erase from it.")
     if not is_erased(model):
@@ -71,6 +73,7 @@ def copy_of_model(model: Model) -> Model:
                         "ESCModel."
                     )
     check_classes(model.config)
+    check_weights(model)
     copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})
     if copied.config.id2label:
         copied.config.id2label = numbered_names(copied.config)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,10 @@ class Accuracies:
         retain_test (`float`, *optional*): \(D_{rt}\), test images of the other classes.
         hm_train (`float`, *optional*): [`harmonic_mean`] of \(D_f\) and \(D_r\).
         hm_test (`float`, *optional*): The same of \(D_{ft}\) and \(D_{rt}\).
+        any_train (`float`, *optional*): Training images of the forgotten classes that are taken for any of these,
+            where there are two or more. A reader that confuses two forgotten classes with each other still tells them
+            from the rest, and \(D_f\) alone does not show it. Lower is better.
+        any_test (`float`, *optional*): The same of the test images.
     """
 
     forget_train: float | None
@@ -39,6 +44,25 @@ class Accuracies:
     retain_test: float | None
     hm_train: float | None
     hm_test: float | None
+    any_train: float | None = None
+    any_test: float | None = None
+
+
+def class_indices(values: Any) -> list[int]:
+    """
+    Class indices as a list.
+
+    Args:
+        values (`int`, `Iterable[int]`, `np.ndarray` or `torch.Tensor`): One or more.
+
+    Raises:
+        ValueError: If they are no whole numbers.
+    """
+    plain = values.tolist() if hasattr(values, "tolist") else values
+    try:
+        return [operator.index(value) for value in (plain if isinstance(plain, Iterable) else [plain])]
+    except TypeError:
+        raise ValueError(f"Class indices are whole numbers, such as [0], and not {values!r}.") from None
 
 
 def harmonic_mean(forget: float, retain: float) -> float:
@@ -92,17 +116,18 @@ def evaluate_accuracies(
     Returns:
         `dict[str, Accuracies]`: By the classifiers' names.
     """
-    columns: dict[str, list[float | None]] = {name: [] for name in classifiers}
+    columns: dict[str, list[Shares]] = {name: [] for name in classifiers}
+    classes = torch.tensor(mapping)
     for title, split in (("train", data.train), ("test", data.test)):
         if split is None:
             for shares in columns.values():
-                shares += [None, None]
+                shares.append((None, None, None))
             continue
         batches = data.batches(
             split, processor, batch_size=batch_size, num_workers=num_workers, num_channels=num_channels
         )
         bar = logging.tqdm(batches, total=-(-len(split) // batch_size), desc=f"Accuracy, {title}", unit="batch")
-        right, labels = right_answers(classifiers, bar, torch.tensor(mapping))
+        answers, labels = answers_of(classifiers, bar)
         if forget_rows is None:
             forgotten = _isin(labels, forget)
         else:
@@ -110,13 +135,13 @@ def evaluate_accuracies(
             forgotten[list(forget_rows) if title == "train" else []] = True
         retained = ~forgotten & ~_isin(labels, leave_out)
         for name, shares in columns.items():
-            shares += [share_of(right[name], forgotten), share_of(right[name], retained)]
-    return {name: accuracies_of(shares, of_images=forget_rows is not None) for name, shares in columns.items()}
+            shares.append(shares_of(answers[name], classes[labels], forgotten, retained))
+    return {name: accuracies_of(*shares, of_images=forget_rows is not None) for name, shares in columns.items()}
 
 
 @torch.no_grad()
-def right_answers(
-    classifiers: Mapping[str, Classifier], batches: Iterable[dict[str, Tensor]], mapping: Tensor
+def answers_of(
+    classifiers: Mapping[str, Classifier], batches: Iterable[dict[str, Tensor]]
 ) -> tuple[dict[str, Tensor], Tensor]:
     """
     Ask several classifiers about the same images.
@@ -124,20 +149,39 @@ def right_answers(
     Args:
         classifiers (`Mapping[str, Callable]`): By name, as in [`evaluate_accuracies`].
         batches (`Iterable[dict[str, torch.Tensor]]`): Their inputs, with the data set's `labels`.
-        mapping (`torch.LongTensor`): The classifiers' class for each of the data set's.
 
     Returns:
-        `tuple[dict[str, torch.BoolTensor], torch.LongTensor]`: For each classifier the images that it gets right,
+        `tuple[dict[str, torch.LongTensor], torch.LongTensor]`: For each classifier the class that it gives each image,
         `(N,)`, and the data set's class of each image, `(N,)`.
     """
-    right = {name: [torch.zeros(0, dtype=torch.bool)] for name in classifiers}
+    answers = {name: [torch.zeros(0, dtype=torch.long)] for name in classifiers}
     seen = [torch.zeros(0, dtype=torch.long)]
     for batch in batches:
         labels = batch.pop("labels")
         seen.append(labels)
         for name, classifier in classifiers.items():
-            right[name].append(classifier(batch).argmax(dim=1).cpu() == mapping[labels])
-    return {name: torch.cat(hits) for name, hits in right.items()}, torch.cat(seen)
+            answers[name].append(classifier(batch).argmax(dim=1).cpu())
+    return {name: torch.cat(given) for name, given in answers.items()}, torch.cat(seen)
+
+
+# Forget images that are classified right, retain images that are, and forget images that are taken for any forgotten
+# class, in %. None where there are no such images, and the last where there are not two forgotten classes.
+Shares = tuple[float | None, float | None, float | None]
+
+
+def shares_of(answers: Tensor, labels: Tensor, forgotten: Tensor, retained: Tensor | None = None) -> Shares:
+    """
+    The shares of a split.
+
+    Args:
+        answers, labels (`torch.LongTensor` of shape `(N,)`): The classes that are given and the true ones.
+        forgotten (`torch.BoolTensor` of shape `(N,)`): Which images should be forgotten.
+        retained (`torch.BoolTensor` of shape `(N,)`, *optional*): Which should not; by default all others.
+    """
+    right = answers == labels
+    classes = labels[forgotten].unique()
+    of_any = share_of(torch.isin(answers, classes), forgotten) if len(classes) > 1 else None
+    return share_of(right, forgotten), share_of(right, ~forgotten if retained is None else retained), of_any
 
 
 def share_of(right: Tensor, part: Tensor) -> float | None:
@@ -154,18 +198,17 @@ def share_of(right: Tensor, part: Tensor) -> float | None:
     return 100 * int((right & part).sum()) / images if images else None
 
 
-def accuracies_of(shares: Sequence[float | None], *, of_images: bool = False) -> Accuracies:
-    r"""
-    Four shares with their harmonic means.
+def accuracies_of(train: Shares, test: Shares, *, of_images: bool = False) -> Accuracies:
+    """
+    The shares of both splits with their harmonic means.
 
     Args:
-        shares (`Sequence[float | None]`): \(D_f\), \(D_r\), \(D_{ft}\) and \(D_{rt}\) in %, None where there are no
-            such images.
-        of_images (`bool`, defaults to `False`): Whether images were forgotten, not classes. There is no HM then.
+        train, test (`tuple`): From [`shares_of`].
+        of_images (`bool`, defaults to `False`): Whether images were forgotten, not classes. There is no HM then, and
+            none is taken for any of the classes.
     """
-    forget_train, retain_train, forget_test, retain_test = shares
-    hm = (None, None) if of_images else (_hm(forget_train, retain_train), _hm(forget_test, retain_test))
-    return Accuracies(forget_train, retain_train, forget_test, retain_test, *hm)
+    derived = (None,) * 4 if of_images else (_hm(*train[:2]), _hm(*test[:2]), train[2], test[2])
+    return Accuracies(*train[:2], *test[:2], *derived)
 
 
 def _hm(forget: float | None, retain: float | None) -> float | None:

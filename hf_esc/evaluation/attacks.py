@@ -22,7 +22,7 @@ from ..data.batches import Batch, image_channels
 from ..data.image_data import ImageData
 from ..errors import DataError, ProbeError
 from ..modeling.configuration_esc import is_erased
-from .accuracy import model_classifier, right_answers, share_of
+from .accuracy import Accuracies, answers_of, model_classifier, shares_of
 from .knowledge_retention import Part, retention_of
 from .model_features import ModelFeatures
 
@@ -49,6 +49,8 @@ class AttackResult:
         meaning (`str`): Who could make the attack and how.
         spread (`float`, *optional*): Standard deviation of `forget_test` over the draws, for attacks that draw images.
         settings (`dict`): The settings of the attack.
+        any_test (`float`, *optional*): Share of the test images of the forgotten classes that are taken for any of
+            these, where there are two or more, in %.
     """
 
     forget_test: float
@@ -56,6 +58,7 @@ class AttackResult:
     meaning: str
     spread: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    any_test: float | None = None
 
 
 def strip(stripped: ModelFeatures, gone: Tensor) -> AttackResult:
@@ -67,7 +70,7 @@ def strip(stripped: ModelFeatures, gone: Tensor) -> AttackResult:
             [`ESCModel.disable_projection`].
         gone (`torch.BoolTensor` of shape `(M,)`): Which test images are of the forgotten classes.
     """
-    return _result("strip", stripped.test.right(), gone)
+    return _result("strip", _shares(stripped.test.logits.argmax(dim=1), stripped.test.labels, gone))
 
 
 def nearest_neighbours(train: Part, test: Part) -> AttackResult:
@@ -78,8 +81,7 @@ def nearest_neighbours(train: Part, test: Part) -> AttackResult:
         train, test (`tuple`): Features, labels, and which are of the forgotten classes.
     """
     found = retention_of(train, test, probe="knn")
-    forget, retain = _test_shares(found.accuracies)
-    return AttackResult(forget, retain, MEANINGS["knn"], settings=found.settings)
+    return _result("knn", _test_shares(found.accuracies), found.settings)
 
 
 def hidden_layers(features: ModelFeatures, train_gone: Tensor, test_gone: Tensor) -> AttackResult | None:
@@ -93,10 +95,12 @@ def hidden_layers(features: ModelFeatures, train_gone: Tensor, test_gone: Tensor
         test_gone (`torch.BoolTensor` of shape `(M,)`): The same for the test images.
 
     Returns:
-        [`AttackResult`]: Its `settings` hold the number of the best `layer`, and in `layers` the shares of each layer.
-        None for a model that gives no hidden states.
+        [`AttackResult`]: Its `settings` hold the number of the best `layer`, in `layers` the shares of each layer, and
+        whether the probes of all layers `converged`. None for a model that gives no hidden states, and where the probe
+        of each layer is constant.
     """
-    layers: list[tuple[float, float]] = []
+    layers: list[tuple[float, float, float | None] | None] = []
+    converged = True
     states = list(zip(features.train.hidden, features.test.hidden, strict=True))
     for train_state, test_state in logging.tqdm(states, desc="Hidden layers", unit="layer", leave=False):
         found = retention_of(
@@ -104,13 +108,20 @@ def hidden_layers(features: ModelFeatures, train_gone: Tensor, test_gone: Tensor
             (test_state, features.test.labels, test_gone),
             probe="converged",
         )
-        layers.append(_test_shares(found.accuracies))
-    if not layers:
+        converged &= found.settings["converged"]
+        layers.append(None if found.settings.get("constant") else _test_shares(found.accuracies))
+    shown = {number: found for number, found in enumerate(layers) if found is not None}
+    if not shown:
         return None
-    best = max(range(len(layers)), key=lambda layer: layers[layer])
-    forget, retain = layers[best]
-    settings = {"layer": best, "layers": [list(layer) for layer in layers]}
-    return AttackResult(forget, retain, MEANINGS["hidden_layers"], settings=settings)
+
+    def most(number: int) -> tuple[float, float]:
+        """Images taken for any of several forgotten classes, or for the one; then what is right of the others."""
+        forget, retain, of_any = shown[number]
+        return forget if of_any is None else of_any, retain
+
+    layer = max(shown, key=most)
+    settings = {"layer": layer, "layers": [found and list(found[:2]) for found in layers], "converged": converged}
+    return _result("hidden_layers", shown[layer], settings)
 
 
 def few_shot(train: Part, test: Part, *, shots: int = 5, draws: int = 10, seed: int = 0) -> AttackResult:
@@ -140,16 +151,12 @@ def few_shot(train: Part, test: Part, *, shots: int = 5, draws: int = 10, seed: 
         chosen = [part[torch.randperm(len(part), generator=generator)[:shots]] for part in rows]
         means = torch.stack([features[part].mean(dim=0) for part in chosen])  # (C, d)
         nearest = torch.cat([torch.cdist(z, means).argmin(dim=1) for z in test_features.split(8192)])
-        right = classes[nearest] == test_labels
-        shares.append(_shares(right, gone))
-    forget, retain = zip(*shares, strict=True)
-    return AttackResult(
-        statistics.fmean(forget),
-        statistics.fmean(retain),
-        MEANINGS["few_shot"],
-        spread=statistics.pstdev(forget),
-        settings={"shots": shots, "draws": draws, "seed": seed},
-    )
+        shares.append(_shares(classes[nearest], test_labels, gone))
+    forget, retain, either = zip(*shares, strict=True)
+    of_any = None if None in either else statistics.fmean(either)
+    settings = {"shots": shots, "draws": draws, "seed": seed}
+    found = (statistics.fmean(forget), statistics.fmean(retain), of_any)
+    return _result("few_shot", found, settings, spread=statistics.pstdev(forget))
 
 
 def finetune(
@@ -212,13 +219,14 @@ def finetune(
         bar = logging.tqdm(epochs(), total=steps, desc="Fine-tuning", unit="step", leave=False)
         _train(copied, bar, mapping, learning_rate)
         copied.eval()
-        answers, labels = right_answers({"": model_classifier(copied)}, batches(data.test), mapping)
+        answers, labels = answers_of({"": model_classifier(copied)}, batches(data.test))
     true = mapping[labels]
     looked_at = ~torch.isin(true, torch.tensor(list(left_out), dtype=torch.long))
+    true, said = true[looked_at], answers[""][looked_at]
     gone = torch.isin(true, torch.tensor(list(forget_labels)))
     settings = {"optimizer": "SGD", "learning_rate": learning_rate, "momentum": 0.9, "batch_size": batch_size}
     settings |= {"steps": steps, "seed": seed}
-    return _result("finetune", answers[""][looked_at], gone[looked_at], settings)
+    return _result("finetune", _shares(said, true, gone), settings)
 
 
 @torch.enable_grad()
@@ -239,21 +247,28 @@ def projection(network: Any, *, on: bool) -> AbstractContextManager:
     return nullcontext() if on or not is_erased(network) else network.disable_projection()
 
 
-def _result(name: str, right: Tensor, gone: Tensor, settings: dict[str, Any] | None = None) -> AttackResult:
-    forget, retain = _shares(right, gone)
-    return AttackResult(forget, retain, MEANINGS[name], settings=settings or {})
+# Forget and retain test images that are classified right, and forget images taken for any forgotten class, in %.
+_TestShares = tuple[float, float, float | None]
 
 
-def _shares(right: Tensor, gone: Tensor) -> tuple[float, float]:
-    """The shares of forget and of retain images that are right, in %."""
-    forget, retain = share_of(right, gone), share_of(right, ~gone)
+def _result(
+    name: str, shares: _TestShares, settings: dict[str, Any] | None = None, *, spread: float | None = None
+) -> AttackResult:
+    forget, retain, of_any = shares
+    return AttackResult(forget, retain, MEANINGS[name], spread=spread, settings=settings or {}, any_test=of_any)
+
+
+def _shares(answers: Tensor, labels: Tensor, gone: Tensor) -> _TestShares:
+    forget, retain, of_any = shares_of(answers, labels, gone)
     if forget is None or retain is None:
         raise ProbeError("An attack is tried on test images of the forgotten classes and of others.")
-    return forget, retain
+    return forget, retain, of_any
 
 
-def _test_shares(accuracies) -> tuple[float, float]:
-    return accuracies.forget_test, accuracies.retain_test
+def _test_shares(accuracies: Accuracies) -> _TestShares:
+    if accuracies.forget_test is None or accuracies.retain_test is None:
+        raise ProbeError("An attack is tried on test images of the forgotten classes and of others.")
+    return accuracies.forget_test, accuracies.retain_test, accuracies.any_test
 
 
 __all__ = ["ATTACKS", "AttackResult", "few_shot", "finetune", "hidden_layers", "nearest_neighbours", "strip"]

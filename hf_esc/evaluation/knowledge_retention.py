@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import operator
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ProbeError
-from .accuracy import Accuracies, accuracies_of, share_of
+from .accuracy import Accuracies, Shares, accuracies_of, shares_of
 from .probes import PROBES, ProbeName, check_features, train_probe
 
 # Labelled forget images of each class at each point of the curve; None for all.
@@ -31,8 +32,9 @@ class KnowledgeRetention:
     Args:
         probe (`str`): The name of the probe.
         accuracies ([`Accuracies`]): The probe's, on forget and retain data. For `one_vs_rest`, the shares of the
-            forget and of the retain features that it recognises as such.
-        settings (`dict`): What the probe was trained with, and whether it converged.
+            forget and of the retain features that it recognises as such. All None where the probe is `constant`.
+        settings (`dict`): What the probe was trained with, whether it converged, and whether it is `constant`: it
+            learnt nothing but how frequent the classes are, and would be right or wrong by their order.
     """
 
     probe: str
@@ -110,12 +112,13 @@ def retention_of(
     if probe == "one_vs_rest":
         truth, num_labels = [train[2].long(), test[2].long()], 2
     trained = train_probe(probe, train[0], truth[0], num_labels=num_labels, seed=seed, device=device)
-    shares: list[float | None] = []
+    shares: list[Shares] = []
     for (features, _, gone), labels in zip((train, test), truth, strict=True):
-        right = trained.predict(features).cpu() == labels.cpu()
-        shares += [share_of(right, gone.cpu()), share_of(right, ~gone.cpu())]
+        constant = trained.settings.get("constant", False)
+        found = (None,) * 3 if constant else shares_of(trained.predict(features).cpu(), labels.cpu(), gone.cpu())
+        shares.append(found)
     of_images = not test[2].any()  # forgotten classes have test images, and forgotten images have none
-    return KnowledgeRetention(probe, accuracies_of(shares, of_images=of_images), trained.settings)
+    return KnowledgeRetention(probe, accuracies_of(*shares, of_images=of_images), trained.settings)
 
 
 @dataclass(frozen=True)
@@ -125,14 +128,18 @@ class CurvePoint:
 
     Args:
         labelled (`int`): Labelled forget features of each class. Where all are labelled, those of the smallest class.
-        forget_test, retain_test (`float`): Test accuracies of the probe in %, means over the seeds.
-        spread (`float`): Standard deviation of `forget_test` over the seeds.
+        forget_test, retain_test (`float`, *optional*): Test accuracies of the probe in %, means over the seeds. None
+            where a probe is constant.
+        spread (`float`, *optional*): Standard deviation of `forget_test` over the seeds.
+        any_test (`float`, *optional*): Forget test images that are taken for any of the forgotten classes, where there
+            are two or more.
     """
 
     labelled: int
-    forget_test: float
-    retain_test: float
-    spread: float
+    forget_test: float | None
+    retain_test: float | None
+    spread: float | None
+    any_test: float | None = None
 
 
 def retention_curve(
@@ -177,7 +184,8 @@ def retention_curve(
         for seed in seeds if count is not None or probe in ("paper", "mlp") else seeds[:1]:
             generator = torch.Generator().manual_seed(seed)
             chosen = [rows[torch.randperm(len(rows), generator=generator)[:count]] for rows in per_class.values()]
-            rows = torch.cat([retain, *(part.to(retain) for part in chosen)])
+            # In the order of the set, so that all labels give the very probe of `knowledge_retention`.
+            rows = torch.cat([retain, *(part.to(retain) for part in chosen)]).sort().values
             found.append(
                 knowledge_retention(
                     train_features[rows],
@@ -190,17 +198,16 @@ def retention_curve(
                     device=device,
                 ).accuracies
             )
-        forgotten = torch.tensor([accuracies.forget_test for accuracies in found], dtype=torch.float64)
-        kept = torch.tensor([accuracies.retain_test for accuracies in found], dtype=torch.float64)
-        points.append(
-            CurvePoint(
-                most if count is None else count,
-                forgotten.mean().item(),
-                kept.mean().item(),
-                forgotten.std(correction=0).item(),
-            )
-        )
+        points.append(_point(most if count is None else count, found))
     return points
+
+
+def _point(labelled: int, runs: Sequence[Accuracies]) -> CurvePoint:
+    """The means over the runs. A constant probe has no accuracy, so there is no mean with one."""
+    values = {key: [getattr(run, key) for run in runs] for key in ("forget_test", "retain_test", "any_test")}
+    means = {key: None if None in each else statistics.fmean(each) for key, each in values.items()}
+    spread = None if means["forget_test"] is None else statistics.pstdev(values["forget_test"])
+    return CurvePoint(labelled, spread=spread, **means)
 
 
 def check_retention_data(

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .accuracy import Accuracies, accuracies_of, share_of
+from .accuracy import Accuracies, accuracies_of, share_of, shares_of
 from .forgotten import Forgotten
 from .knowledge_retention import CurvePoint, Part, retention_curve, retention_of
 from .membership import LEAST, MembershipInference, attack_losses, cross_entropies
@@ -60,10 +60,9 @@ def measure(
 
 
 def _head(features: ModelFeatures, parts: tuple[Part, Part], *, of_images: bool) -> Accuracies:
-    shares: list[float | None] = []
-    for split, (_, _, gone) in zip((features.train, features.test), parts, strict=True):
-        shares += [share_of(split.right(), gone), share_of(split.right(), ~gone)]
-    return accuracies_of(shares, of_images=of_images)
+    splits = zip((features.train, features.test), parts, strict=True)
+    shares = [shares_of(split.logits.argmax(dim=1), split.labels, gone) for split, (_, _, gone) in splits]
+    return accuracies_of(*shares, of_images=of_images)
 
 
 def _by_class(features: ModelFeatures, labels: Sequence[int]) -> list[list[float | None]]:

@@ -185,7 +185,8 @@ def attack_losses(member_losses: Tensor, nonmember_losses: Tensor, *, seed: int 
                 f"There should be one loss for each of {LEAST} {what} or more, and the losses have the shape "
                 f"{tuple(losses.shape)}. With fewer, a tenth to try the attack on is no image."
             )
-        sides.append(losses.detach().cpu().double())
+        # Sorted, so that the draw and the splits do not depend on the order of the rows.
+        sides.append(losses.detach().cpu().double().sort().values)
         if bad := int((~torch.isfinite(sides[-1])).sum()):
             raise NonFiniteError(f"{bad} of the {len(losses)} losses of {what} are not finite.")
     members, nonmembers = sides
@@ -204,7 +205,7 @@ def attack_losses(member_losses: Tensor, nonmember_losses: Tensor, *, seed: int 
 
 
 def _draw(losses: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """A random draw of `count` losses, in their original order."""
+    """A random draw of `count` losses, in their order."""
     return losses[torch.randperm(len(losses), generator=generator)[:count].sort().values]
 
 

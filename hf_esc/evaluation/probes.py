@@ -4,20 +4,18 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import NonFiniteError, ProbeError
 from ..loading import default_device
+from .logistic_regression import fit_logistic_regression
 
 ProbeName = Literal["paper", "converged", "mlp", "knn", "one_vs_rest"]
 PROBES: tuple[ProbeName, ...] = get_args(ProbeName)
@@ -30,8 +28,9 @@ class Probe:
 
     Args:
         predict (`Callable`): A function from features `(N, d)` to classes `(N,)`.
-        settings (`dict`): What the probe was trained with. Probes with an optimiser that converges also have
-            `converged` (False if it stopped before the optimum) and `iterations`.
+        settings (`dict`): What the probe was trained with. A logistic regression also has `converged` (False if it
+            stopped before the minimum), the relative `gradient` where it stopped, `evaluations` of its objective, and
+            `constant`, True where it has learnt nothing but how frequent the classes are.
     """
 
     predict: Callable[[Tensor], Tensor]
@@ -54,7 +53,7 @@ def train_probe(
       with a learning rate of 1e-3, no momentum and no decay, for 10 epochs of batches of 64; the last epoch counts. It
       is not trained to the end: it tells how *readily* a class is read, not whether it can be.
     - `converged`: standardised features, multinomial logistic regression with a fixed L2 strength (C = 100; without a
-      penalty, separable features have no finite optimum), L-BFGS to convergence.
+      penalty, separable features have no finite minimum), minimised as [`fit_logistic_regression`] says.
     - `mlp`: standardised features, one hidden layer of 512 units, Adam, 30 epochs.
     - `knn`: the 10 nearest neighbours among standardised features.
     - `one_vs_rest`: `converged` on two classes that the caller makes, weighted so that both count the same.
@@ -65,8 +64,8 @@ def train_probe(
         labels (`torch.LongTensor` of shape `(N,)`): Classes from 0 to `num_labels - 1`.
         num_labels (`int`): C.
         seed (`int`): Seed of weights and batches; `converged`, `one_vs_rest` and `knn` have no randomness.
-        device (*optional*): Where `paper` and `mlp` are trained; by default an accelerator if there is one. The others
-            are scikit-learn's and run on the CPU.
+        device (*optional*): Where the probe is trained; by default an accelerator if there is one. `knn` is
+            scikit-learn's and runs on the CPU.
 
     Returns:
         [`Probe`]
@@ -86,12 +85,11 @@ def train_probe(
     z, y = features.detach().to(device, torch.float32), labels.to(device)
     if name == "paper":
         return _paper(z, y, num_labels, seed)
-    scale = _Standardiser(z)
     if name == "mlp":
-        return _mlp(scale, z, y, num_labels, seed)
+        return _mlp(z, y, num_labels, seed)
     if name == "knn":
-        return _knn(scale, z, y)
-    return _logistic_regression(scale, z, y, balanced=name == "one_vs_rest")
+        return _knn(z, y)
+    return _logistic_regression(z, y, balanced=name == "one_vs_rest")
 
 
 def check_features(features: Tensor, labels: Tensor, what: str) -> None:
@@ -112,7 +110,7 @@ def _paper(z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
     head = _linear(z.shape[1], num_labels, generator).to(z.device)
     settings = {"optimizer": "SGD", "learning_rate": 1e-3, "epochs": 10, "batch_size": 64, "seed": seed}
     _train(head, torch.optim.SGD(head.parameters(), lr=1e-3), z, y, 10, 64, generator)
-    return Probe(_argmax(head, z.device), settings)
+    return Probe(_argmax(head, z), settings)
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
@@ -123,37 +121,36 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def _mlp(scale: _Standardiser, z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
-    generator = torch.Generator().manual_seed(seed)
+def _mlp(z: Tensor, y: Tensor, num_labels: int, seed: int) -> Probe:
+    scale, generator = _Standardiser(z), torch.Generator().manual_seed(seed)
     first, last = (_linear(*shape, generator) for shape in ((z.shape[1], 512), (512, num_labels)))
     layers = nn.Sequential(first, nn.ReLU(), last).to(z.device)
     settings = {"hidden": 512, "optimizer": "Adam", "learning_rate": 1e-3, "epochs": 30, "batch_size": 256}
     _train(layers, torch.optim.Adam(layers.parameters(), lr=1e-3), scale(z), y, 30, 256, generator)
-    return Probe(_argmax(nn.Sequential(scale, layers), z.device), settings | {"seed": seed})
+    return Probe(_argmax(nn.Sequential(scale, layers), z), settings | {"seed": seed})
 
 
-def _knn(scale: _Standardiser, z: Tensor, y: Tensor) -> Probe:
-    neighbours = min(10, len(z))
+def _knn(z: Tensor, y: Tensor) -> Probe:
+    scale, neighbours = _Standardiser(z), min(10, len(z))
     classifier = KNeighborsClassifier(n_neighbors=neighbours).fit(scale(z).cpu().numpy(), y.cpu().numpy())
 
-    return Probe(_sklearn(classifier, scale, z), {"neighbours": neighbours})
-
-
-def _sklearn(classifier, scale: _Standardiser, z: Tensor) -> Callable[[Tensor], Tensor]:
     def predict(features: Tensor) -> Tensor:
         return torch.as_tensor(classifier.predict(scale(features.detach().to(z)).cpu().numpy()))
 
-    return predict
+    return Probe(predict, {"neighbours": neighbours})
 
 
-def _logistic_regression(scale: _Standardiser, z: Tensor, y: Tensor, *, balanced: bool) -> Probe:
-    classifier = LogisticRegression(C=100, max_iter=20_000, class_weight="balanced" if balanced else None)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the settings say it
-        classifier.fit(scale(z).cpu().numpy(), y.cpu().numpy())
-    iterations = int(classifier.n_iter_.max())
-    settings = {"C": 100.0, "converged": iterations < classifier.max_iter, "iterations": iterations}
-    return Probe(_sklearn(classifier, scale, z), settings | ({"class_weight": "balanced"} if balanced else {}))
+def _logistic_regression(z: Tensor, y: Tensor, *, balanced: bool) -> Probe:
+    scale = _Standardiser(z.to("cpu" if z.device.type == "mps" else z.device, torch.float64))  # mps has no float64
+    classes, codes = y.to(scale.mean.device).unique(return_inverse=True)
+    fit = fit_logistic_regression(scale(z.to(scale.mean)), codes, len(classes), strength=100, balanced=balanced)
+    settings: dict[str, Any] = {"C": 100.0, "converged": fit.converged, "evaluations": fit.evaluations}
+    settings |= {"constant": True} if fit.constant else {"gradient": fit.gradient}
+    settings |= {"class_weight": "balanced"} if balanced else {}
+    head = nn.utils.skip_init(nn.Linear, z.shape[1], len(classes), dtype=torch.float64, device=scale.mean.device)
+    head.load_state_dict({"weight": fit.weight, "bias": fit.bias})
+    answer = _argmax(nn.Sequential(scale, head), scale.mean)
+    return Probe(lambda features: classes.cpu()[answer(features)], settings)
 
 
 class _Standardiser(nn.Module):
@@ -189,10 +186,11 @@ def _train(
                 optimizer.step()
 
 
-def _argmax(head: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+def _argmax(head: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+    """The class with the largest output of a head, which computes on the device and in the precision of `like`."""
+
     @torch.no_grad()
     def predict(features: Tensor) -> Tensor:
-        parts = features.detach().split(8192)
-        return torch.cat([head(part.to(device, torch.float32)).argmax(dim=1).cpu() for part in parts])
+        return torch.cat([head(part.to(like)).argmax(dim=1).cpu() for part in features.detach().split(8192)])
 
     return predict

@@ -15,9 +15,10 @@ from .gate import GateCurve, GatePoint
 from .knowledge_retention import CurvePoint
 from .membership import MembershipInference
 from .probes import PROBES
+from .report_check import check_values, report_sha256
 from .zrf import ZeroRetrainForgetting
 
-_SCHEMA = 1
+_SCHEMA = 2
 # The measured numbers of a point of a gate's curve; a threshold may be None.
 _GATE_NUMBERS = [each.name for each in fields(GatePoint) if each.name not in ("threshold", "in_force")]
 
@@ -28,10 +29,11 @@ class Retention:
     What a probe reads from the features of a network, over its seeds.
 
     Args:
-        mean (`dict[str, float | None]`): The six numbers of [`Accuracies`], in %.
+        mean (`dict[str, float | None]`): The numbers of [`Accuracies`], in %. All None where the probe is `constant`.
         spread (`dict[str, float | None]`): Their standard deviations.
         runs (`int`): Number of seeds.
-        settings (`dict`): Settings of the probe, and whether it converged.
+        settings (`dict`): Settings of the probe, whether it converged, and whether it is `constant`, as in
+            [`KnowledgeRetention`].
     """
 
     mean: dict[str, float | None]
@@ -125,19 +127,21 @@ class UnlearningReport:
         \((\mathrm{KR} - \mathrm{KR}_{\mathrm{r}}) / (\mathrm{KR}_{\mathrm{o}} - \mathrm{KR}_{\mathrm{r}})\).
 
         Below 0, a probe reads less than from a model that has never seen the class. None unless both references are
-        there and their KR differs by more than one point: otherwise the ratio says nothing. Where there are no
-        forget test images, forget training images take their place.
+        there and more is read from the original, by more than one point: otherwise the ratio says nothing, or has the
+        wrong sign. Where there are no forget test images, forget training images take their place. Where two or more
+        classes were forgotten, KR is the share of images that are taken for any of them.
         """
-        key = "forget_test" if self.num_forget_test else "forget_train"
+        own, of_any = ("forget_test", "any_test") if self.num_forget_test else ("forget_train", "any_train")
         values = []
         for column in (name, "retrain", "original"):
             result = self.models.get(column)
-            value = result.retention[probe].mean[key] if result is not None else None
+            read = result.retention[probe].mean if result is not None else {}
+            value = read.get(own) if read.get(of_any) is None else read[of_any]
             if value is None:
                 return None
             values.append(value)
         found, retrain, original = values
-        return (found - retrain) / (original - retrain) if abs(original - retrain) > 1 else None
+        return (found - retrain) / (original - retrain) if original - retrain > 1 else None
 
     def average_gap(self, name: str = "model") -> float | None:
         """
@@ -160,15 +164,19 @@ class UnlearningReport:
         return average_gap(*sides)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, with `average_gap` and, by probe, `recovery_rate` and `excess_knowledge`."""
+        """
+        Plain values, with `average_gap` and, by probe, `recovery_rate` and `excess_knowledge`, and under `sha256` a
+        fingerprint of all of them.
+        """
         probes = list(self.models["model"].retention)
-        return {
+        values = {
             "schema": _SCHEMA,
             **asdict(self),
             "recovery_rate": {probe: self.recovery_rate(probe) for probe in probes},
             "excess_knowledge": {probe: self.excess_knowledge(probe) for probe in probes},
             "average_gap": self.average_gap(),
         }
+        return values | {"sha256": report_sha256(values)}
 
     def to_json(self) -> str:
         """[`UnlearningReport.to_dict`] as JSON."""
@@ -180,17 +188,21 @@ class UnlearningReport:
         The report that [`UnlearningReport.to_json`] wrote.
 
         Raises:
-            DataError: If `text` is not such a report.
+            DataError: If `text` is not such a report, a number in it is no possible one, or its values were changed
+                since it was written.
         """
         try:
             values = json.loads(text)
-            if values.pop("schema") != _SCHEMA:
-                raise ValueError("it is of another version")
+            if values["schema"] != _SCHEMA:
+                raise ValueError("it is of another version, so evaluate the model again")
+            check_values(values)
+            if report_sha256(values) != values.pop("sha256"):
+                raise ValueError("its values were changed since it was written, so evaluate the model again")
+            values.pop("schema")
             for derived in ("recovery_rate", "excess_knowledge", "average_gap"):
                 values.pop(derived)
             values["models"] = {name: _result(result) for name, result in values["models"].items()}
-            # Reports of earlier versions have no gates.
-            values["gates"] = _gates(values.get("gates"))
+            values["gates"] = _gates(values["gates"])
             if "model" not in values["models"]:
                 raise ValueError("it is of no model")
             each = [result.by_class for result in values["models"].values() if result.by_class is not None]
@@ -218,13 +230,8 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
         raise ValueError(f"its probes are {sorted(values['retention'])}")
     if strange := set(values["attacks"] or ()) - set(MEANINGS):
         raise ValueError(f"its attacks are {sorted(strange)}")
-    numbers = [*values["accuracies"].values()]
-    for retention in values["retention"].values():
-        numbers += [*retention["mean"].values(), *retention["spread"].values()]
-    for train, test in values.get("by_class") or []:  # reports of earlier versions have none
-        numbers += [train, test]
-    if any(number is not None and not isinstance(number, int | float) for number in numbers):
-        raise ValueError("its numbers are none")
+    if any(len(pair) != 2 for pair in values["by_class"] or []):
+        raise ValueError("its shares of each class are none")
     return ModelResult(
         accuracies=Accuracies(**values["accuracies"]),
         retention={probe: Retention(**retention) for probe, retention in values["retention"].items()},
@@ -232,7 +239,7 @@ def _result(values: Mapping[str, Any]) -> ModelResult:
         membership=MembershipInference(**values["membership"]) if values["membership"] is not None else None,
         zrf=ZeroRetrainForgetting(**values["zrf"]) if values["zrf"] is not None else None,
         attacks=_attacks(values["attacks"]),
-        by_class=values.get("by_class"),
+        by_class=values["by_class"],
     )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import EvalResult
 
+from ..errors import shown
 from .accuracy import Accuracies
 from .attacks import MEANINGS
 from .gate import GateCurve, GatePoint
 from .markdown import escaped
-from .report import UnlearningReport
+from .report import Retention, UnlearningReport
 
-# Row titles of the six numbers of `Accuracies`.
+# Row titles of the numbers of `Accuracies`. Those of `ANY` stand where two or more classes were forgotten.
+ANY = ("any_train", "any_test")
 ROWS = {
+    "any_train": "D_any  any of them, train",
+    "any_test": "D_anyt any of them, test",
     "forget_train": "D_f    forget, train",
     "retain_train": "D_r    retain, train",
     "forget_test": "D_ft   forget, test",
@@ -54,7 +58,7 @@ def table(report: UnlearningReport) -> str:
     _add_curve(lines, report)
     _add_attacks(lines, report)
     _add_gates(lines, report)
-    return "\n".join(lines.text)
+    return "\n".join(map(shown, lines.text))
 
 
 class _Lines:
@@ -64,7 +68,7 @@ class _Lines:
         self.text = [f"{'in %':<26}" + "".join(f"{name:>15}" for name in names)]
 
     def section(self, title: str) -> None:
-        self.text.append(f"\n{title}")
+        self.text += ["", title]
 
     def row(self, title: str, values: Iterable[float | None], digits: int = 2) -> None:
         self.cells(title, (_cell(value, digits) for value in values))
@@ -78,7 +82,7 @@ class _Lines:
 
 def _add_head(lines: _Lines, report: UnlearningReport) -> None:
     lines.section("the head")
-    for key, title in ROWS.items():
+    for key, title in rows(vars(result.accuracies) for result in report.models.values()).items():
         lines.row(title, (getattr(result.accuracies, key) for result in report.models.values()))
     for name, pairs in _by_class(report):
         for index, title in enumerate(("train", "test")):
@@ -88,14 +92,17 @@ def _add_head(lines: _Lines, report: UnlearningReport) -> None:
 def _add_probe(lines: _Lines, report: UnlearningReport, probe: str) -> None:
     results = report.models.values()
     lines.section(PROBE_TITLES.get(probe, probe))
-    for key, title in ROWS.items():
-        lines.row(title, (result.retention[probe].mean[key] for result in results))
+    found = [result.retention[probe] for result in results]
+    for key, title in rows(each.mean for each in found).items():
+        lines.cells(title, ("constant" if _constant(each) else _cell(each.mean.get(key)) for each in found))
     lines.row("recovery rate", (report.recovery_rate(probe, name) for name in report.models))
     excess = [report.excess_knowledge(probe, name) for name in report.models]
     if any(value is not None for value in excess):
         lines.row("excess knowledge", (None if value is None else 100 * value for value in excess))
     if not all(result.retention[probe].settings.get("converged", True) for result in results):
         lines.notes(["(not converged: more can be read than this)"])
+    if any(map(_constant, found)):
+        lines.notes(["(constant: it tells no class from another, and would be right or wrong by their order)"])
 
 
 def _add_metrics(lines: _Lines, report: UnlearningReport) -> None:
@@ -115,17 +122,25 @@ def _add_curve(lines: _Lines, report: UnlearningReport) -> None:
     results = report.models.values()
     if any(result.curve for result in results):
         lines.section("KR of a converged probe on D_ft, by labelled forget images of each class")
+        several = any(point.any_test is not None for result in results for point in result.curve or [])
         for index, point in enumerate(report.models["model"].curve or []):
-            lines.row(str(point.labelled), (r.curve[index].forget_test if r.curve else None for r in results))
+            found = [result.curve[index] if result.curve else None for result in results]
+            if several:
+                lines.row(f"{point.labelled}, any of them", (at.any_test if at else None for at in found))
+            lines.row(str(point.labelled), (at.forget_test if at else None for at in found))
 
 
 def _add_attacks(lines: _Lines, report: UnlearningReport) -> None:
     attacks = report.models["model"].attacks or {}
     if attacks:
-        lines.section("attacks: right of forget / retain test images (the original's number: all there is to get)")
+        several = any(r is not None and r.any_test is not None for r in attacks.values())
+        shares = "forget test images taken for any forgotten class / right" if several else "right of forget"
+        lines.section(f"attacks: {shares} / retain test images (the original's number: all there is to get)")
     for attack in attacks:
         found = [(result.attacks or {}).get(attack) for result in report.models.values()]
-        lines.cells(attack, ("-" if r is None else f"{r.forget_test:.1f} / {r.retain_test:.1f}" for r in found))
+        lines.cells(
+            attack, ("-" if r is None else _shares(r.any_test, r.forget_test, r.retain_test, 1) for r in found)
+        )
     lines.notes(f"{attack}: {MEANINGS[attack]}" for attack in attacks)
 
 
@@ -142,7 +157,8 @@ def _add_gates(lines: _Lines, report: UnlearningReport) -> None:
 def markdown(report: UnlearningReport) -> str:
     """
     A Markdown table for a model card: forget / retain accuracies of the head and of each probe, other metrics and
-    attacks, a column for each model. For each remap, a table of its gate follows.
+    attacks, a column for each model. Where two or more classes were forgotten, the share of forget images that are
+    taken for any of them stands in front. For each remap, a table of its gate follows.
     """
     names = list(report.models)
     shown = ["this model" if name == "model" else escaped(name) for name in names]
@@ -152,13 +168,16 @@ def markdown(report: UnlearningReport) -> str:
     def row(title: str, values: Iterable[str]) -> None:
         lines.append(f"| {title} | " + " | ".join(values) + " |")
 
-    readers = {"head": [result.accuracies for result in report.models.values()]}
+    readers: dict[str, list[Accuracies | None]] = {"head": [result.accuracies for result in report.models.values()]}
     for probe in report.models["model"].retention:
-        means = [Accuracies(**result.retention[probe].mean) for result in report.models.values()]
+        found = [result.retention[probe] for result in report.models.values()]
+        means = [None if _constant(each) else Accuracies(**each.mean) for each in found]
         readers[PROBE_TITLES.get(probe, probe)] = means
-    for title, found in readers.items():
-        row(f"{title}: training images", (f"{_cell(a.forget_train)} / {_cell(a.retain_train)}" for a in found))
-        row(f"{title}: test images", (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" for a in found))
+    for title, each in readers.items():
+        for split in ("train", "test"):
+            keys = (f"any_{split}", f"forget_{split}", f"retain_{split}")
+            cells = ("constant" if a is None else _shares(*(getattr(a, key) for key in keys)) for a in each)
+            row(f"{title}: {'training' if split == 'train' else 'test'} images", cells)
     for name, pairs in _by_class(report):
         title = f"head on {escaped(name)} alone: training / test images"
         row(title, (" / ".join(map(_cell, pair)) if pair else "-" for pair in pairs))
@@ -167,7 +186,7 @@ def markdown(report: UnlearningReport) -> str:
     row("ZRF", (_cell(getattr(result.zrf, "zrf", None), 3) for result in results))
     for attack in report.models["model"].attacks or {}:
         attempts = [(result.attacks or {}).get(attack) for result in results]
-        cells = (f"{_cell(a.forget_test)} / {_cell(a.retain_test)}" if a else "-" for a in attempts)
+        cells = (_shares(a.any_test, a.forget_test, a.retain_test) if a else "-" for a in attempts)
         row(f"attack `{attack}`, test images: {MEANINGS[attack]}", cells)
     for gate in report.gates or []:
         title = f"The gate of the remap of {escaped(_names(report, gate))}, in %."
@@ -193,7 +212,7 @@ def eval_results(report: UnlearningReport) -> list[EvalResult]:
     short = {key: title.split()[0] for key, title in ROWS.items()}
     named = {f"head {title}": getattr(result.accuracies, key) for key, title in short.items()}
     for probe, retention in result.retention.items():
-        named |= {f"KR ({probe}) {title}": retention.mean[key] for key, title in short.items()}
+        named |= {f"KR ({probe}) {title}": retention.mean.get(key) for key, title in short.items()}
     return [
         EvalResult(
             task_type="image-classification",
@@ -220,6 +239,22 @@ def _names(report: UnlearningReport, gate: GateCurve) -> str:
     """The classes of a remap. Those that the report does not name are told by number."""
     names = dict(zip(report.forget_labels, report.forget, strict=True))
     return ", ".join(names.get(label, f"class {label}") for label in gate.labels)
+
+
+def rows(found: Iterable[Mapping[str, float | None]]) -> dict[str, str]:
+    """`ROWS`, without those of `ANY` where no model has these: where one class was forgotten."""
+    several = any(each.get(key) is not None for each in found for key in ANY)
+    return {key: title for key, title in ROWS.items() if several or key not in ANY}
+
+
+def _constant(retention: Retention) -> bool:
+    return bool(retention.settings.get("constant"))
+
+
+def _shares(of_any: float | None, forget: float | None, retain: float | None, digits: int = 2) -> str:
+    """Shares in a cell, with that of any forgotten class in front where there are several."""
+    shares = (forget, retain) if of_any is None else (of_any, forget, retain)
+    return " / ".join(_cell(share, digits) for share in shares)
 
 
 def _cell(value: float | None, digits: int = 2) -> str:

@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..data.image_data import ImageData
 from ..data.labels import erased_labels
+from ..data.model_batches import check_model
 from ..errors import DataError, ProbeError
 from ..ledger.record import label_names
 from ..loading import RANDOM_SEED
@@ -107,6 +108,7 @@ def evaluate_unlearning(
         ProbeError: If there is no such probe or attack, a forget label has no training or no test images, or in the
             cases of [`knowledge_retention`].
     """
+    check_model(model)
     _check_options(data, probes, attacks, seeds, of_images=forget_indices is not None)
     forgotten = find_forgotten(model.config, data, forget_labels, forget_indices)
     subject = _subject(model, forgotten)

@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from ..errors import HubError
 from ..evaluation.markdown import escaped
 from ..evaluation.report import UnlearningReport
+from ..evaluation.report_check import check_values
 from ..evaluation.report_text import eval_results, markdown
-from ..ledger.record import MOST_UNCHANGED, edits_weights, not_gone
+from ..ledger.record import MOST_UNCHANGED, check_ledger, edits_weights, not_gone
 from ..methods import METHODS
 from ..modeling.configuration_esc import is_erased
 from ..modeling.projection import FACTORS
@@ -32,6 +33,7 @@ TAGS = ["machine-unlearning", "concept-erasure", "esc"]
 _NO_SETTINGS = {"method", "kind", "labels", "label_ids", "num_images", "unchanged", "unchanged_by_label"}
 _NO_SETTINGS |= {"right_after_by_label"}
 _NO_SETTINGS |= {"right_before", "unchanged_of", "base", "base_revision", "versions", "date", "base_sha256"}
+_NO_SETTINGS |= {"settings_sha256", "labels_sha256", "processor_sha256", "record_sha256"}
 _NO_SETTINGS |= {"brought_back", "complete", "weights_sha256", "projection_sha256"}
 
 
@@ -63,7 +65,7 @@ def card_text(
     figure: str | None = None,
     redacted: bool = False,
     untouched: bool = False,
-    license: str | None = None,
+    license: str | Mapping[str, str | None] | None = None,
     language: str | list[str] | None = None,
     tags: str | list[str] | None = None,
 ) -> str:
@@ -83,14 +85,18 @@ def card_text(
         figure (`str`, *optional*): Path in the repository of a figure of the report.
         redacted (`bool`, defaults to `False`): Whether the forgotten classes' names were taken out of `config`.
         untouched (`bool`, defaults to `False`): Whether the weights are known to be the base model's still.
-        license (`str`, *optional*): Overrides the one that is there.
+        license (`str` or `Mapping`, *optional*): Overrides the one that is there. One of its own has three entries:
+            `license` is `other`, `license_name` and `license_link`.
         language, tags (*optional*): More of them.
 
     Raises:
-        HubError: If the metadata of the card that is there cannot be read.
+        HubError: If the metadata of the card that is there cannot be read, or the report has values that are not
+            possible.
+        CheckpointError: If the ledger has such values.
     """
-    if report is not None and not {"paper", "converged"} <= set(report.models["model"].retention):
-        raise HubError("The evaluation lacks the paper's probe or a converged one: they stand together or not at all.")
+    check_ledger(config.erasures)
+    if report is not None:
+        _check_report(report)
     metadata, text = _parts(existing)
     given = [tags] if isinstance(tags, str) else list(tags or [])
     results = [result for result in metadata.pop("eval_results", None) or [] if not _ours(result)]
@@ -101,15 +107,18 @@ def card_text(
     datasets = [dataset] if dataset else []
     name = (repo_id or "").split("/")[-1] or "erased image classifier"
     in_front = is_erased(config)
+    licence = {"license": license} if isinstance(license, str) else dict(license or {})
+    if licence.get("license"):  # the name and the link that are there are of another one
+        metadata = {key: value for key, value in metadata.items() if key not in ("license_name", "license_link")}
     merged = {
         **metadata,
+        **{key: value for key, value in licence.items() if value is not None},
         "library_name": "hf_esc" if in_front else "transformers",
         "pipeline_tag": "image-classification",
         "tags": _union(_listed(metadata.get("tags")), TAGS if in_front else TAGS[:1], given),
         "metrics": _union(_listed(metadata.get("metrics")), ["accuracy", "kr_score"] if report is not None else []),
         "datasets": _union(_listed(metadata.get("datasets")), datasets),
         "language": language or metadata.get("language"),
-        "license": license or metadata.get("license"),
         "eval_results": results or None,
         "model_name": (metadata.get("model_name") or name) if results else None,
     }
@@ -123,6 +132,15 @@ def card_text(
     else:
         text = f"{text.rstrip()}\n\n{own}\n" if text.strip() else f"# {escaped(name)}\n\n{own}\n"
     return f"---\n{data.to_yaml()}\n---\n\n{text.lstrip()}"
+
+
+def _check_report(report: UnlearningReport) -> None:
+    if not {"paper", "converged"} <= set(report.models["model"].retention):
+        raise HubError("The evaluation lacks the paper's probe or a converged one: they stand together or not at all.")
+    try:
+        check_values(report.to_dict())
+    except (ValueError, TypeError) as error:
+        raise HubError(f"The evaluation was not measured: {error}. Evaluate the model again.") from error
 
 
 def _parts(existing: str | None) -> tuple[dict[str, Any], str]:
@@ -172,35 +190,47 @@ def _section(
     ledger = config.erasures
     what = "these images" if all(record.get("scenario") == "images" for record in ledger) else "the class"
     names = _union(*([str(name) for name in record.get("labels") or []] for record in ledger))
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=False, keep_trailing_newline=False)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, finalize=_as_markdown)
     in_front = is_erased(config)
     template = TEMPLATE if in_front else EDITED_TEMPLATE
+    on_hub = _hub_id(report.dataset_id) if report is not None else None
+    dataset = _Markdown(on_hub) if on_hub else None
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        forgotten=", ".join(map(escaped, names)) or "some of its training images",
+        forgotten=", ".join(names) or "some of its training images",
         erasures=[_row(record) for record in ledger],
-        base=_hub_id(ledger[0].get("base")) if ledger else None,
-        base_revision=escaped(str(ledger[0].get("base_revision") or "")) if ledger else "",
+        base=_Markdown(base) if (base := _hub_id(ledger[0].get("base")) if ledger else None) else None,
+        base_revision=(ledger[0].get("base_revision") or "") if ledger else "",
         report=report,
-        dataset_name=(_hub_id(report.dataset_id) or escaped(Path(report.dataset).name)) if report is not None else "",
+        dataset_name=(dataset or Path(report.dataset).name) if report is not None else "",
         has_original=report is not None and "original" in report.models,
         has_retrain=report is not None and "retrain" in report.models,
-        left_out=", ".join(map(escaped, report.left_out)) if report is not None else "",
-        table=markdown(report) if report is not None else "",
-        figure=figure,
+        several_classes=report is not None and report.models["model"].accuracies.any_train is not None,
+        left_out=", ".join(report.left_out) if report is not None else "",
+        table=_Markdown(markdown(report)) if report is not None else "",
+        figure=_Markdown(figure) if figure is not None else None,
         threat=_threat(report, what=what, in_front=in_front, edited=any(map(edits_weights, ledger))),
         images_alone=all(record.get("scenario") == "images" for record in ledger),
         edited=any(map(edits_weights, ledger)),
         several=any(map(edits_weights, ledger[1:])) and report is None,
-        accuracies={escaped(name): f"{value:.1f}" for name, value in (accuracies or {}).items()},
+        accuracies={name: f"{value:.1f}" for name, value in (accuracies or {}).items()},
         redacted=redacted,
         untouched=untouched,
         incomplete=incomplete(config, report),
         basis=any(FACTORS[factor["type"]].linear for factors in getattr(config, "factors", ()) for factor in factors),
         bound=_bound(report),
         bank=sum(record.get("bank_size") or 0 for record in ledger),
-        repo_id=repo_id or "REPO",
-        dataset=(_hub_id(report.dataset_id) if report is not None else None) or "DATA",
+        repo_id=_Markdown(_hub_id(repo_id) or "REPO"),
+        dataset=dataset or "DATA",
     )
+
+
+class _Markdown(str):
+    """Text that is Markdown already: of our own making, or an id on the Hub, which has no character of Markdown's."""
+
+
+def _as_markdown(value: Any) -> str:
+    """What a template shows: all but our own Markdown as it is, whoever wrote it."""
+    return value if isinstance(value, _Markdown) else escaped(str(value))
 
 
 def incomplete(config: Any, report: UnlearningReport | None) -> bool:
@@ -226,13 +256,13 @@ def _row(record: Mapping[str, Any]) -> dict[str, str]:
     after = record.get("right_after_by_label")
     unnamed = "single images" if record.get("scenario") == "images" else "images without labels"
     return {
-        "classes": ", ".join(escaped(str(name)) for name in record.get("labels") or []) or unnamed,
-        "method": known.title if known is not None else escaped(str(record.get("method"))),
-        "settings": escaped(", ".join(settings)),
+        "classes": ", ".join(map(str, record.get("labels") or [])) or unnamed,
+        "method": _Markdown(known.title) if known is not None else str(record.get("method")),
+        "settings": ", ".join(settings),
         "images": str(record.get("num_images", "")),
         "unchanged": "not known" if unchanged is None else f"{100 * unchanged:.1f} % of {of}",
         "after": "not known" if not after else f"{100 * max(after):.1f} %",
-        "date": escaped(str(record.get("date", ""))[:10]),
+        "date": str(record.get("date", ""))[:10],
     }
 
 
@@ -241,8 +271,8 @@ def _bound(report: UnlearningReport | None) -> str:
     gates = report.gates if report is not None else None
     missed = [100 - point.recall_test for gate in gates or [] for point in gate.points if point.in_force]
     if not missed:
-        return ", which was not measured here"
-    return f": {' and '.join(f'{share:.1f} %' for share in missed)} of the forget test images"
+        return _Markdown(", which was not measured here")
+    return _Markdown(f": {' and '.join(f'{share:.1f} %' for share in missed)} of the forget test images")
 
 
 def _threat(report: UnlearningReport | None, *, what: str, in_front: bool, edited: bool) -> dict[str, str]:
@@ -263,14 +293,20 @@ def _threat(report: UnlearningReport | None, *, what: str, in_front: bool, edite
         if what != "the class":
             lines["file"] = "can train it on with these images, where they are at hand."
     if report is None:
-        return lines
+        return {name: _Markdown(line) for name, line in lines.items()}
     found, original = report.models["model"], report.models.get("original")
-    test = report.num_forget_test > 0
-    key, images = ("forget_test", "test") if test else ("forget_train", "training")
-    head, probe = getattr(found.accuracies, key), found.retention["converged"].mean[key]
-    lines["predictions"] = f"the head gets {head:.1f} % of the forget {images} images right"
-    lines["features"] = f"a converged linear probe gets {probe:.1f} % of them right"
+    split, images = ("test", "test") if report.num_forget_test else ("train", "training")
+    key, read = f"forget_{split}", "gets {share:.1f} % of {which} right"
+    # A reader that takes one forgotten class for another still tells them from the rest.
+    if getattr(found.accuracies, f"any_{split}") is not None:
+        key, read = f"any_{split}", "takes {share:.1f} % of {which} for one of the forgotten classes"
+    head, probe = getattr(found.accuracies, key), found.retention["converged"].mean.get(key)
+    lines["predictions"] = f"the head {read.format(share=head, which=f'the forget {images} images')}"
+    lines["features"] = "a linear probe that is trained to the end tells no class from another"
+    if probe is not None:
+        lines["features"] = f"a converged linear probe {read.format(share=probe, which='them')}"
     if original is not None:
         lines["predictions"] += f", and {getattr(original.accuracies, key):.1f} % before"
-        lines["features"] += f", and {original.retention['converged'].mean[key]:.1f} % from the original's features"
-    return {name: line if line.endswith(".") else f"{line}." for name, line in lines.items()}
+        before = original.retention["converged"].mean.get(key)
+        lines["features"] += "" if before is None else f", and {before:.1f} % from the original's features"
+    return {name: _Markdown(line if line.endswith(".") else f"{line}.") for name, line in lines.items()}

@@ -12,15 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, ModelCard
-from huggingface_hub.errors import EntryNotFoundError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data.model_batches import processor_at_hand
-from ..errors import HubError
+from ..errors import HubError, shown
 from ..evaluation.report import UnlearningReport
-from ..ledger.record import edits_weights, refuse_incomplete
+from ..evaluation.report_check import misfit
+from ..ledger.record import check_ledger, edits_weights, refuse_incomplete
 from ..methods import edited_fingerprint
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
@@ -53,6 +59,8 @@ def push(
     create_pr: bool = False,
     max_shard_size: int | str = "50GB",
     license: str | None = None,
+    license_name: str | None = None,
+    license_link: str | None = None,
     language: str | list[str] | None = None,
     tags: str | list[str] | None = None,
     allow_incomplete: bool = False,
@@ -76,6 +84,7 @@ def push(
             so.
         license, language, tags (*optional*): For the card. The licence is that of the base model by default, where its
             card can be read.
+        license_name, license_link (`str`, *optional*): What a licence that is `other` is called, and where it is.
 
     Returns:
         `huggingface_hub.CommitInfo`: With `commit_url`, and `pr_url` of a pull request.
@@ -83,8 +92,13 @@ def push(
     Raises:
         HubError: If the report is of another model, a name would be said that is to be redacted, or the Hub cannot be
             reached or refuses. What to do is said.
-        CheckpointError: If the projection is none.
+        CheckpointError: If the projection is none, or the ledger has values that are not possible.
     """
+    if (license == "other") != (license_name is not None) or (license_link is not None and license_name is None):
+        raise HubError(
+            f"`license` is {license!r} and `license_name` {license_name!r}: a licence of its own is `other` with a "
+            "name, and a known one, such as `mit`, has none."
+        )
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -95,6 +109,7 @@ def push(
     ledger = getattr(model.config, "erasures", None) or []
     if not ledger:
         raise HubError(f"This {type(model).__name__} has no ledger of erasures: nothing was forgotten.")
+    check_ledger(ledger)
     if not allow_incomplete:
         refuse_incomplete(ledger, report.forget if report is not None and incomplete(model.config, report) else ())
     weights = weights_sha256(inner_classifier(model))
@@ -103,11 +118,9 @@ def push(
             "The ledger says that the weights were edited to forget, and these are others: they were trained since, "
             "or belong to another model. Push what the edit left, or unlearn again."
         )
-    fingerprints = ledger[-1].get("projection_sha256"), weights
-    if report is not None and (report.projection_sha256, report.weights_sha256) != fingerprints:
+    if report is not None and (reason := misfit(report, model.config, weights)):
         raise HubError(
-            "The evaluation is of another model: its fingerprints are not those of this projection and these weights. "
-            "Evaluate this one (`hf-esc evaluate`), or push without."
+            f"The evaluation is of another model: {reason}. Evaluate this one (`hf-esc evaluate`), or push without."
         )
     original: Any = model.config
     config: Any = original
@@ -126,6 +139,7 @@ def push(
         if not is_erased(model) and (processor := processor_at_hand(model)) is not None:
             processor.save_pretrained(folder)
         with hub_errors(repo_id):
+            tell_if_public(api, repo_id, private)
             repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             if revision is not None and not revision.startswith("refs/"):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -136,8 +150,9 @@ def push(
             logger.warning(
                 f"Earlier commits of {repo_id} may still name what is redacted: look, or take another name."
             )
-        if license is None and (existing is None or _license_on(existing) is None):
-            license = _license_of(api, config)
+        own_license = {"license": license, "license_name": license_name, "license_link": license_link}
+        if license is None:
+            own_license = (existing and license_on(existing)) or _license_of(api, config)
         text = card_text(
             config,
             repo_id=repo_id,
@@ -146,7 +161,7 @@ def push(
             figure=FIGURE if report is not None and _draw(report, folder / FIGURE) else None,
             redacted=redact,
             untouched=weights == ledger[-1].get("base_sha256") and not any(map(edits_weights, ledger)),
-            license=license,
+            license=own_license,
             language=language,
             tags=tags,
         )
@@ -180,13 +195,25 @@ def hub_errors(repo_id: str) -> Iterator[None]:
     except (TypeError, AttributeError, NameError, ImportError):
         raise  # a fault of ours
     except Exception as error:  # the client's own, and those of whatever it talks HTTP with, which changes
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        if getattr(getattr(error, "response", None), "status_code", None) == 412:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status == 412:
             reason = "somebody else has written to it meanwhile."
+        if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+            reason += " Log in with `hf auth login`, or set HF_TOKEN, with a token that may write there."
         raise HubError(
             f"{repo_id} was not pushed: {reason} The Hub has all of the commit (where its answer was lost) or nothing "
             "of it; a repository that is new may be empty. When the cause is mended, push again."
         ) from error
+
+
+def tell_if_public(api: HfApi, repo_id: str, private: bool | None, repo_type: str = "model") -> None:
+    """Say, before it is made, that a new repository will be public where nothing else was asked for."""
+    if private is None and not api.repo_exists(repo_id, repo_type=repo_type):
+        logger.warning(
+            f"{repo_id} is new, and everybody will be able to read it, unless its owner's settings say otherwise. "
+            "Pass --private (`private=True`) for a repository that only you can read."
+        )
 
 
 def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
@@ -199,26 +226,31 @@ def _existing_card(api: HfApi, repo_id: str, revision: str | None) -> str | None
     return Path(path).read_text(encoding="utf-8")
 
 
-def _license_of(api: HfApi, config: Any) -> str | None:
+def _license_of(api: HfApi, config: Any) -> dict[str, str | None]:
     """The licence on the card of the base model, where that is on the Hub and says one."""
     record = config.erasures[0]
     if not record.get("base"):
-        return None
+        return {}
     try:
         path = api.hf_hub_download(record["base"], "README.md", revision=record.get("base_revision"))
-        return _license_on(Path(path).read_text(encoding="utf-8"))
+        return license_on(Path(path).read_text(encoding="utf-8"))
     except Exception:  # as in `hub_errors`
-        logger.warning(f"The card of {record['base']} cannot be read, so the licence is left open: pass `license`.")
-        return None
+        base = shown(record["base"])
+        logger.warning(f"The card of {base} cannot be read, so the licence is left open: pass `license`.")
+        return {}
 
 
-def _license_on(card: str) -> str | None:
-    """The licence that a card says, where a name is all that it takes; one of its own has a link too."""
+def license_on(card: str) -> dict[str, str | None]:
+    """The licence that a card says; one of its own with its name and its link, and nothing where it has no name."""
     try:
         data: Any = ModelCard(card, ignore_metadata_errors=True).data
     except Exception:  # YAML's own, which `card_text` tells of where it matters
-        return None
-    return data.license if isinstance(data.license, str) and data.license != "other" else None
+        return {}
+    found = {key: getattr(data, key, None) for key in ("license", "license_name", "license_link")}
+    found = {key: value for key, value in found.items() if isinstance(value, str)}
+    if found.get("license") == "other":
+        return found if "license_name" in found else {}
+    return {"license": found["license"]} if "license" in found else {}
 
 
 def _draw(report: UnlearningReport, file: Path) -> bool:

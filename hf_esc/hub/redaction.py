@@ -13,6 +13,7 @@ from typing import Any
 from ..data.labels import erased_earlier, erased_labels, redacted_name
 from ..errors import HubError
 from ..evaluation.report import UnlearningReport
+from ..ledger.fingerprints import labels_sha256, sealed
 
 
 def redacted_config(config: Any) -> Any:
@@ -36,6 +37,9 @@ def redacted_config(config: Any) -> Any:
             record["labels"] = [redacted_name(label) for label in record["label_ids"]]
         if record.get("brought_back"):
             record["brought_back"] = [names.get(name, name) for name in record["brought_back"]]
+        if record.get("labels_sha256"):  # whoever guesses a name could try it
+            record["labels_sha256"] = labels_sha256(copied)
+    copied.erasures = sealed(copied.erasures)
     refuse_forgotten_names(config, copied.to_dict(), "config.json")
     return copied
 

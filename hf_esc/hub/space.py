@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..errors import HubError
 from ..evaluation.metric_folders import METRICS
-from .push import hub_errors
+from .push import hub_errors, tell_if_public
 
 _IGNORED = ["__pycache__/*", "*.pyc", "flagged/*", ".gradio/*"]
 
@@ -55,6 +55,7 @@ def push_space(
         raise HubError(f"{repo_id!r} is no name of a repository: {error}") from error
     api = HfApi(token=token)
     with hub_errors(repo_id):
+        tell_if_public(api, repo_id, private, "space")
         url = api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(url.repo_id, branch=revision, repo_type="space", exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 import transformers
 
 from ..data.labels import erased_labels, model_label_names
-from ..errors import HubError, IncompleteErasureWarning, LabelError, warn
+from ..errors import CheckpointError, HubError, IncompleteErasureWarning, LabelError, warn
 from ..loading import hub_origin
 from ..methods import IN_FRONT as IN_FRONT  # the kinds, for those who write records
 from ..methods import WEIGHTS as WEIGHTS
 from ..methods import kind_of
 from ..version import __version__
+from .fingerprints import labels_sha256, processor_sha256, record_sha256, settings_sha256
 
 # An erasure is incomplete if a larger fraction of the predictions stays.
 MOST_UNCHANGED = 0.10
@@ -94,6 +95,44 @@ def refuse_forgotten(config, labels: Iterable[int], retained: Iterable[int], ins
         if both := kept & gone:
             names = ", ".join(map(str, label_names(config, both).values()))
             raise LabelError(f"The retain set has images of {names}, which {which}. Take them out{instead}.")
+
+
+def check_ledger(ledger: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Raise a [`CheckpointError`] where a value of a record is no possible one, as cards and messages tell them, or its
+    kind is not known.
+    """
+
+    def whole(value: Any) -> bool:
+        return type(value) is int and value >= 0
+
+    def fraction(value: Any) -> bool:
+        return type(value) in (int, float) and 0 <= value <= 1
+
+    def text(value: Any) -> bool:
+        return isinstance(value, str)
+
+    def each(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        return lambda values: isinstance(values, list | tuple) and all(map(of, values))
+
+    rules: dict[str, tuple[Callable[[Any], bool], str]] = {
+        **dict.fromkeys(("num_images", "unchanged_of", "bank_size", "num_retain_images"), (whole, "a whole number")),
+        **dict.fromkeys(("unchanged", "right_before", "tolerance"), (fraction, "a fraction from 0 to 1")),
+        **dict.fromkeys(("unchanged_by_label", "right_after_by_label"), (each(fraction), "fractions from 0 to 1")),
+        **dict.fromkeys(("labels", "brought_back"), (each(lambda name: text(name) or whole(name)), "names")),
+        **dict.fromkeys(("method", "date", "base", "base_revision", "scenario"), (text, "text")),
+        "label_ids": (each(whole), "whole numbers"),
+        "complete": (lambda value: isinstance(value, bool), "true or false"),
+        "versions": (lambda value: isinstance(value, Mapping), "names with versions"),
+    }
+    for place, record in enumerate(ledger):
+        kind_of(record)
+        for key, (possible, what) in rules.items():
+            if record.get(key) is not None and not possible(record[key]):
+                raise CheckpointError(
+                    f"Record {place} of the ledger has {record[key]!r} as {key!r}, which should be {what}. Fetch the "
+                    "checkpoint anew, or erase the original again."
+                )
 
 
 def is_complete(record: Mapping[str, Any]) -> bool | None:
@@ -196,8 +235,12 @@ def ledger_record(
     num_images: int,
     unchanged: Unchanged | None,
     unchanged_of: int,
+    processor: Any,
 ) -> dict[str, Any]:
-    """A record as [`ESCConfig`] describes it, with what it says of the erasure as a whole under `complete`."""
+    """
+    A record as [`ESCConfig`] describes it, with what it says of the erasure as a whole under `complete`, and with the
+    fingerprints of what computes beside the weights. `processor` is the image processor, or None.
+    """
     shown = label_names(config, labels)
     base, revision = base_on_the_hub(config)
     record = {
@@ -214,6 +257,9 @@ def ledger_record(
         "unchanged_of": unchanged_of,
         "base": base,
         "base_revision": revision,
+        "settings_sha256": settings_sha256(config),
+        "labels_sha256": labels_sha256(config),
+        "processor_sha256": processor_sha256(processor),
         "versions": {
             "hf_esc": __version__,
             "torch": torch.__version__,
@@ -221,4 +267,6 @@ def ledger_record(
         },
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
-    return record | {"complete": is_complete(record)}
+    record["complete"] = is_complete(record)
+    before = [*getattr(config, "erasures", [])]
+    return record | {"record_sha256": record_sha256(record, before[-1].get("record_sha256") if before else None)}

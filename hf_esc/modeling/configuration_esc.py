@@ -35,6 +35,8 @@ class ESCConfig(PretrainedConfig):
             - `projection_sha256`: fingerprint of all projections after the erasure;
             - `base_sha256`: fingerprint of the wrapped classifier; if weights were edited, of the weights before,
               and `weights_sha256` of the weights after;
+            - `settings_sha256`, `labels_sha256`, `processor_sha256`: fingerprints of the classifier's settings, of the
+              names of its classes and of the image processor at the erasure; `record_sha256`: of the record itself;
             - `base`, `base_revision`: the id and commit of the wrapped classifier on the Hub;
             - `versions`, `date`; for `esc-t` also the settings and the end of the training, see [`ESCTTrainer`].
 
@@ -77,6 +79,8 @@ class ESCConfig(PretrainedConfig):
             kwargs["num_labels"] = base_config.num_labels
         if kwargs.get("problem_type") is None:
             kwargs["problem_type"] = base_config.problem_type
+        if kwargs.get("attn_implementation") is None:
+            kwargs["attn_implementation"] = base_config._attn_implementation
         super().__init__(**kwargs)
 
 

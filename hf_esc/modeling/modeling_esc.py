@@ -24,8 +24,8 @@ from .configuration_esc import ESCConfig, is_erased
 from .errors import CheckpointError, SiteError
 from .factors import Factor
 from .fingerprints import projections_sha256, weights_sha256
-from .outputs import logits_of, pooled
-from .projection import Projection, build_factor, stands_before
+from .outputs import forward_inputs, logits_of, pooled
+from .projection import Projection, build_factor, disabled, stands_before
 
 # The class that each Auto class loads from the code beside a checkpoint.
 AUTO_MAP = {
@@ -163,7 +163,7 @@ class ESCModel(PreTrainedModel):
         Raises:
             SiteError: If a head was replaced or wrapped, or did not run, so that the answer would not be erased.
         """
-        inputs = kwargs if pixel_values is None else {"pixel_values": pixel_values, **kwargs}
+        inputs = forward_inputs(self.config, self.model.forward, pixel_values, kwargs)
         for path in [path for site in self.config.sites for path in site["modules"]]:
             if not stands_before(self.model.get_submodule(path)):
                 raise SiteError(
@@ -203,17 +203,13 @@ class ESCModel(PreTrainedModel):
     @contextmanager
     def disable_projection(self) -> Iterator[None]:
         """
-        Within the context, the model is the original again, bit for bit. Other threads still get erased answers.
+        Within the context, the model is the original again, bit for bit. Other threads and other asyncio tasks still
+        get erased answers; a generator that is suspended inside shares the context with its caller.
 
         Whoever holds the file can do this.
         """
-        for projection in self.projections:
-            projection.thread.times_disabled += 1
-        try:
+        with disabled(self.projections):
             yield
-        finally:
-            for projection in self.projections:
-                projection.thread.times_disabled -= 1
 
     def set_factors(self, factors: Sequence[Sequence[Factor]], record: dict[str, Any], *, check: bool = True) -> None:
         """

@@ -2,7 +2,8 @@
 
 # Shapes: B images, d feature dimensions, C classes.
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,16 @@ def logits_of(output: Any, num_labels: int | None) -> Tensor:
             raise SiteError(f"The model's output {type(output).__name__} holds no logits for {num_labels} classes.")
         logits = wide[0]
     return logits
+
+
+def forward_inputs(
+    config: Any, forward: Callable, pixel_values: Tensor | None, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The arguments of a classifier's `forward`: what was given, and what `config` asks for in every forward pass."""
+    asked = [name for name in ("output_hidden_states", "output_attentions") if getattr(config, name, False)]
+    taken = inspect.signature(forward).parameters.values() if asked else ()
+    inputs = {name: True for name in asked if any(p.name == name or p.kind is p.VAR_KEYWORD for p in taken)}
+    return inputs | ({} if pixel_values is None else {"pixel_values": pixel_values}) | given
 
 
 def pooled(features: Tensor, axis: int, position: int | None = None) -> Tensor:

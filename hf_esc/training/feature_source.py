@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..data.batches import Batch, image_channels, picture_batch
 from ..data.columns import find_label_column
-from ..data.model_batches import NOTHING_TO_FORGET, forget_batches, label_mapping, map_labels
+from ..data.model_batches import NOTHING_TO_FORGET, check_model, forget_batches, label_mapping, map_labels
 from ..erasure.wrapping import wrapped_copy
 from ..errors import ForgetSetError, ModelError
 from ..features.head import head_weights
@@ -57,6 +57,7 @@ class FeatureSource:
         label_column: str | None = None,
         sites: Sequence[SiteGroup] | None = None,
     ):
+        check_model(model)
         self.model = model
         self.args = args
         self.processor = processor

@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
-from ..errors import ForgetSetError, ModelError
+from ..errors import ForgetSetError, ModelError, OptionError
 from ..ledger.record import Unchanged, ledger_record, refuse_incomplete
 from ..saving import write_into
-from .checkpoints import last_checkpoint
+from .accuracy import Accuracy
+from .checkpoints import LAST_FILE, last_checkpoint
 from .epochs import as_it_is
 from .forgetting_args import ForgettingArguments
 from .safetensors_trainer import SafetensorsTrainer
+from .settings import training_settings
 
 
 class ForgettingTrainer(SafetensorsTrainer):
@@ -30,8 +31,8 @@ class ForgettingTrainer(SafetensorsTrainer):
     A run that was cut off goes on from its last checkpoint as if it had not been stopped, and a checkpoint of another
     run is refused. Nothing is saved, pushed or described on a card before `train()` has ended.
 
-    A subclass makes what is trained in its constructor, and defines `settings`, `identity`, `start`, `finish` and
-    `evaluation_set`.
+    A subclass makes what is trained in its constructor, adds its own `settings`, and defines `identity`, `start`,
+    `finish` and `evaluation_set`.
 
     Args:
         model (`torch.nn.Module`): What is trained.
@@ -46,7 +47,6 @@ class ForgettingTrainer(SafetensorsTrainer):
         kind (`str`): Whether its result stands in front of the head or in the weights, as a record says it.
         arguments (`type`): The class of the method's arguments.
         needs (`str`): What `forget_set` is, for the error if it is missing.
-        may_change (`set[str]`): Settings that may change when a run goes on.
         write_card (`Callable`): Writes the card of a model to a folder. `hf_esc.registration` sets it, as this package
             knows nothing of the Hub.
     """
@@ -55,7 +55,6 @@ class ForgettingTrainer(SafetensorsTrainer):
     kind: ClassVar[str]
     arguments: ClassVar[type[ForgettingArguments]] = ForgettingArguments
     needs: ClassVar[str] = "the images to forget"
-    may_change: ClassVar[frozenset[str]] = frozenset()
     write_card: ClassVar[Callable[..., None]]
 
     args: Any
@@ -77,6 +76,8 @@ class ForgettingTrainer(SafetensorsTrainer):
         self._saving_checkpoint = False
         self._best_step: int | None = None
         self._last_checkpoint: Path | None = None
+        self._left_by_run: dict[str, Any] = {}
+        self._given_forward = {name: value for name, value in vars(model).items() if name == "forward"}
         super().__init__(
             model=model,
             args=args,
@@ -84,7 +85,7 @@ class ForgettingTrainer(SafetensorsTrainer):
             train_dataset=train_dataset,
             eval_dataset=self._evaluation_sets(eval_dataset),
             processing_class=processing_class,
-            compute_metrics=compute_metrics or accuracy,
+            compute_metrics=compute_metrics or Accuracy(),
             callbacks=callbacks,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
@@ -104,16 +105,32 @@ class ForgettingTrainer(SafetensorsTrainer):
             raise TypeError(f"`args` of {cls.__name__} should be {cls.arguments.__name__}, not {type(args).__name__}.")
         if forget_set is None:
             raise ForgetSetError(f"{cls.__name__} needs {cls.needs} as `forget_set`.")
+        cls.refuse_unfinished()
         if args.n_gpu > 1:
             # DataParallel cannot divide nested batches, and dividing a d × d problem at each step gains nothing.
             args._n_gpu = 1
         return args
 
+    @classmethod
+    def refuse_unfinished(cls) -> None:
+        """Raise a `TypeError` where a subclass lacks what the end of a run needs, before the training."""
+        if not isinstance(getattr(cls, "method", None), str):
+            raise TypeError(
+                f"{cls.__name__} has no `method`, the name that its records in the ledger have. Set it in the class: "
+                '`method = "my-method"`.'
+            )
+
     # What a subclass defines.
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the ledger tells."""
-        raise NotImplementedError
+        """What decides the result, beside model and images. The ledger tells it, and a run goes on with the same."""
+        own = {name: getattr(self.args, name) for name in ("scenario", "tolerance")}
+        return own | training_settings(self.args, self.optimizer_cls_and_kwargs)
+
+    @property
+    def may_change(self) -> frozenset[str]:
+        """Settings that may change when a run goes on."""
+        return frozenset()
 
     def identity(self) -> dict[str, Any]:
         """What else makes a run this run and no other: fingerprints of its model and images."""
@@ -161,21 +178,53 @@ class ForgettingTrainer(SafetensorsTrainer):
 
         Raises:
             CheckpointError: If there is no checkpoint, or it is of another model, other images or other settings.
+            OptionError: If an optimizer or a schedule was set on the trainer.
             MaskError: If a mask erases nothing in the end.
             DivergenceError: If the loss or a weight is no longer finite.
         """
         self._result = self._best_step = self._last_checkpoint = None
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(Path(self.args.output_dir or "."))
+        self._refuse_set_by_hand()
         set_seed(self.args.seed)
-        self.start()
         self.optimizer = self.lr_scheduler = None
         try:
+            self.start()
             output = super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.take_off()
+            self._take_off_library()
         self.finish()
         return output
+
+    def _refuse_set_by_hand(self) -> None:
+        """A run makes its own optimizer and schedule, or a second one would not repeat the first."""
+        for name, instead in (("optimizer", "optimizer_cls_and_kwargs"), ("lr_scheduler", "args.lr_scheduler_type")):
+            if getattr(self, name) not in (None, self._left_by_run.get(name)):
+                raise OptionError(f"`trainer.{name}` was set, and a run makes its own. Set `{instead}` instead.")
+
+    def _take_off_library(self) -> None:
+        """Take off what the libraries put on the model for a training, also one that failed."""
+        self._left_by_run = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        self.is_in_train = False
+        self.model_wrapped = self.model
+        self.model.zero_grad()
+        self.model.eval()
+        self._own_forward()
+
+    def _own_forward(self) -> None:
+        """In half precision, accelerate replaces `forward`, and a result would answer otherwise once it is loaded."""
+        if vars(self.model).pop("_original_forward", None) is not None:
+            del self.model.forward
+            vars(self.model).update(self._given_forward)
+
+    def evaluation_loop(self, *args, **kwargs):
+        """As in [`~transformers.Trainer`]; what accelerate puts on the model for it is taken off again."""
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_in_train:
+                self._own_forward()
 
     @property
     def last_step(self) -> int:
@@ -197,17 +246,18 @@ class ForgettingTrainer(SafetensorsTrainer):
             unchanged ([`Unchanged`]): Which predictions for the forget images stayed.
             labels (`Iterable[int]`): Those of the forget images. Where single images are forgotten, none are told.
             num_images (`int`): N.
-            outcome: What is told beside the settings and the number of steps.
+            outcome: What is told beside the settings, the steps that were taken, and the most that there could be.
         """
         return ledger_record(
             config,
             self.method,
-            self.settings() | {"steps": self.last_step} | outcome,
+            self.settings() | {"steps": self.last_step, "max_steps": self.state.max_steps} | outcome,
             kind=self.kind,
             labels=labels if self.forgets_classes else [],
             num_images=num_images,
             unchanged=unchanged,
             unchanged_of=num_images,
+            processor=self.processing_class,
         )
 
     # What is evaluated.
@@ -232,14 +282,20 @@ class ForgettingTrainer(SafetensorsTrainer):
     # What is saved.
 
     def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            # A checkpoint of an earlier run is no longer whole once this one is written into it.
+            (folder / LAST_FILE).unlink(missing_ok=True)
         self._saving_checkpoint = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._saving_checkpoint = False
-        self._last_checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        self._last_checkpoint = folder
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return  # one process writes: another one would take its files away
         if self._saving_checkpoint:
             super()._save(output_dir, state_dict)
             return
@@ -304,12 +360,6 @@ class ForgettingTrainer(SafetensorsTrainer):
                     if re.fullmatch(r"(eval|test)_(\w+_)?accuracy", name)
                 }
         return found
-
-
-def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """The accuracy of logits `(N, C)` in %."""
-    predicted = np.asarray(prediction.predictions).argmax(axis=1)
-    return {"accuracy": 100 * float((predicted == prediction.label_ids).mean())}
 
 
 def nothing_to_forget(num_images: int) -> ForgetSetError:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..modeling.factors import TOLERANCE
-from .checkpoints import refuse_another_run
+from .checkpoints import refuse_another_run, refuse_damaged
 from .masked_head import MaskedHead
 
 _FILE = "mask.safetensors"
@@ -69,6 +69,7 @@ def load_masks(folder: Path, head: MaskedHead, moments: Sequence[Tensor], run: d
                 f"{file} is a mask for other images or another backbone: its basis is not that of these features."
             )
     refuse_another_run(folder, stored, run)
+    refuse_damaged(folder)
     for index, mask in enumerate(head.masks):
         mask.copy_(state[f"mask.{index}"])
         head.bases[index].copy_(state[f"basis.{index}"])

@@ -53,8 +53,14 @@ class SafetensorsTrainer(Trainer):
             )
             return
         state = load_state(file)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.lr_scheduler.load_state_dict(state["scheduler"])
+        try:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_scheduler.load_state_dict(state["scheduler"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{file} is of another optimizer or schedule: {type(error).__name__}: {error}. A run goes on with "
+                "those that it began with; for others begin a new run."
+            ) from error
         if state["scaler"] is not None and getattr(self.accelerator, "scaler", None) is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
@@ -72,6 +78,8 @@ class SafetensorsTrainer(Trainer):
         if torch.accelerator.is_available():
             states["device"] = torch.get_device_module().get_rng_state()
         save_state(self._rng_file(output_dir), states)
+        # The first process writes the file that makes a checkpoint whole next, so all others have to be done.
+        self.accelerator.wait_for_everyone()
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self._rng_file(checkpoint).is_file():

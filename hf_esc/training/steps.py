@@ -91,6 +91,18 @@ class Schedule(EpochSampler):
         rest = math.ceil((epochs - whole) * len(self.of(whole))) if epochs > whole else 0
         return sum(len(self.of(epoch)) for epoch in range(whole)) + rest
 
+    def sides(self, steps: int, accumulated: int = 1) -> list[str]:
+        """Which sides, `"forget"` and `"retain"`, the first so many steps take, each of `accumulated` batches."""
+        found: set[str] = set()
+        epoch = 0
+        while steps > 0 and len(found) < 2:
+            batches = self.of(epoch)
+            for both in batches[: steps * accumulated]:
+                found |= {name for name, rows in zip(("forget", "retain"), both, strict=True) if len(rows)}
+            steps -= math.ceil(len(batches) / accumulated)
+            epoch += 1
+        return sorted(found)
+
     def __iter__(self) -> Iterator[list[tuple[bool, int]]]:
         for forget, retain in self.of(self.epoch):
             sides = [[(True, row) for row in forget.tolist()], [(False, row) for row in retain.tolist()]]

@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +24,7 @@ from ..features.sites import SiteGroup
 from ..ledger.record import IN_FRONT, Unchanged, refuse_all_classes, warn_if_incomplete
 from ..modeling.factors import LowRankFactor, MaskedFactor
 from ..modeling.modeling_esc import ESCModel
+from ..saving import make_own_folder, remove_own_folder, reported
 from .feature_source import FeatureSource
 from .feature_store import ForgetFeatures, SharesLoader
 from .forgetting_trainer import ForgettingTrainer, nothing_to_forget
@@ -86,7 +85,8 @@ class ESCTTrainer(ForgettingTrainer):
         LabelError: If the model does not have a label, or no class would be left.
         SiteError: If the model has no classification head, or one that cannot be run on its features alone.
         MaskError: By `train()`, if the mask erases nothing in the end.
-        CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model or forget set.
+        CheckpointError: By `train(resume_from_checkpoint=…)`, if the checkpoint is of another model, forget set or
+            settings.
 
     Warns:
         IncompleteErasureWarning: By `train()`, if the limit was reached with more forget images right than allowed.
@@ -96,8 +96,6 @@ class ESCTTrainer(ForgettingTrainer):
     kind = IN_FRONT
     arguments = ESCTTrainingArguments
     needs = "the images to forget, or their features,"
-    # Both are looked at only in the end, and a run that stopped too early can be given more time and more patience.
-    may_change = frozenset({"scenario", "tolerance"})
 
     args: ESCTTrainingArguments
     model: MaskedHead
@@ -124,10 +122,11 @@ class ESCTTrainer(ForgettingTrainer):
         self._source = FeatureSource(model, args, processing_class, image_column, label_column, sites)
         if args.feature_cache_dir is not None:
             Path(args.feature_cache_dir).mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="hf_esc-", dir=args.feature_cache_dir))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._folder = make_own_folder(args.feature_cache_dir, "hf_esc-")
+        weakref.finalize(self, remove_own_folder, self._folder)
         self._evaluated = 0
-        features, weights = self._source.features(forget_set, self._folder / "forget.arrow")
+        with reported(self._folder):
+            features, weights = self._source.features(forget_set, self._folder / "forget.arrow")
         # Remember it now: evaluation sets go through the same source, and can be of the other kind.
         self._features_are = "given" if self._source.given else "images"
         super().__init__(
@@ -309,11 +308,20 @@ class ESCTTrainer(ForgettingTrainer):
     # What is told and kept.
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of the mask, and the seed of the order in which the images come."""
+        """Adds the arguments of the mask. Without a learning rate, gradients are divided by their largest entry."""
         args = self.args
-        names = ("scenario", "tau", "tolerance", "loss_normalization", "clip", "threshold", "learning_rate")
-        batch_size = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return {name: getattr(args, name) for name in names} | {"batch_size": batch_size, "seed": self.order_seed}
+        found = super().settings() | {
+            name: getattr(args, name) for name in ("tau", "loss_normalization", "clip", "threshold")
+        }
+        found["batch_size"] = self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        found |= {"seed": self.order_seed, "data_seed": None}  # nothing but the order of the images is drawn
+        return found | ({"learning_rate": None} if args.learning_rate is None else {})
+
+    @property
+    def may_change(self) -> frozenset[str]:
+        """A run that stopped too early can be given more patience, and more time where no schedule depends on it."""
+        longer = {"num_train_epochs", "max_steps"} if self.args.lr_scheduler_type == "constant" else set()
+        return frozenset({"tolerance", *longer})
 
     def identity(self) -> dict[str, Any]:
         """The labels in their order. The basis in the checkpoint tells whether the images are the same."""
@@ -343,16 +351,14 @@ class ESCTTrainer(ForgettingTrainer):
             num_images=images,
             step_size=group.get("initial_lr", group["lr"]) if args.learning_rate is None else None,
             features=self._features_are,
-            max_steps=self.state.max_steps,
             stopped=stopped,
             cut=[(mask == 0).float().mean().item() for mask in masks],
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        if not self.args.should_save:
-            return
         if self._saving_checkpoint:
-            save_masks(Path(output_dir or self.args.output_dir or "."), self.model, self.run())
+            if self.args.should_save:
+                save_masks(Path(output_dir or self.args.output_dir or "."), self.model, self.run())
             return
         if self._finished() is not None and not self.args.threshold:
             raise MaskError(

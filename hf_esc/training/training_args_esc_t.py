@@ -8,6 +8,8 @@ from typing import ClassVar
 from ..errors import OptionError
 from .forgetting_args import ForgettingArguments
 
+_FITS = "the backbone is not trained, and a d x d mask fits on every device"
+
 
 @dataclass
 class ESCTTrainingArguments(ForgettingArguments):
@@ -24,9 +26,9 @@ class ESCTTrainingArguments(ForgettingArguments):
     - `logging_steps` is 10, `save_steps` 100 and `save_total_limit` 2.
     - `ddp_find_unused_parameters` is False: every step uses every mask.
     - `hub_strategy` is `"end"`, and no other value is allowed: a mask in training is no erased model.
-    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `activation_checkpointing`, `gradient_checkpointing`,
-      `neftune_noise_alpha`, `bf16_full_eval`, `fp16_full_eval` and `place_model_on_device=False` are refused: the
-      loss is ESC-T's, and a d × d mask needs no sharding.
+    - What [`ForgettingArguments`] refuses has no use here, and no more have `activation_checkpointing`,
+      `gradient_checkpointing` and `place_model_on_device=False`: the backbone is not trained, and a d × d mask fits
+      on every device.
 
     **The step size.** The gradient of the loss depends on the scale of the head's logits and on d. For a confident
     model it is also orders of magnitude smaller at the start than at the end, as \(\partial\,\mathrm{CE} / \partial
@@ -64,14 +66,11 @@ class ESCTTrainingArguments(ForgettingArguments):
         OptionError: If a value is out of its range, or an argument is given that has no use here.
     """
 
-    refused: ClassVar[tuple[str, ...]] = (
-        *ForgettingArguments.refused,
-        "activation_checkpointing",
-        "gradient_checkpointing",  # its name in transformers 5.20
-    )
-    refused_because: ClassVar[str] = (
-        "the loss is ESC-T's, the backbone is not trained, and a d x d mask fits on every device"
-    )
+    refused: ClassVar[dict[str, str]] = ForgettingArguments.refused | {
+        "label_smoothing_factor": "the loss is ESC-T's",
+        "activation_checkpointing": _FITS,
+        "gradient_checkpointing": _FITS,  # its name in transformers 5.20
+    }
 
     tau: float = field(default=0.7, metadata={"help": "Entries of the mask at or below this threshold are cut."})
     tolerance: float = field(
@@ -127,4 +126,4 @@ class ESCTTrainingArguments(ForgettingArguments):
         if self.feature_batch_size < 1 or self.feature_memory < 0:
             raise OptionError("`feature_batch_size` is 1 or more, and `feature_memory` 0 or more.")
         if self.place_model_on_device is False:
-            raise OptionError("`place_model_on_device=False` has no use here: a d x d mask fits on every device.")
+            raise OptionError(f"`place_model_on_device=False` has no use here: {_FITS}.")

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..data.labelled_images import LabelledImages, labelled_images
+from ..data.model_batches import check_model
 from ..erasure.wrapping import copy_of_model
 from ..errors import ModelError
 from ..features.sites import evaluating
@@ -69,6 +70,7 @@ def check_known(predictions: Tensor, labels: Tensor, scenario: str) -> None:
 
 def copy_of(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model for training; a [`ModelError`] where it cannot be trained."""
+    check_model(model)
     if is_erased(model):
         raise ModelError(
             "This is an erased model, whose projection stands in front of the head that would be trained. Unlearn "

@@ -99,7 +99,7 @@ def fisher_forgetting(
     student = copy_of(model).eval()
     if retain_set is None:
         raise ForgetSetError("Fisher forgetting looks at retain images and needs a `retain_set`.")
-    forget, retain, _ = read_sets(model, forget_set, retain_set, processing_class, scenario, **options)
+    forget, retain, processor = read_sets(model, forget_set, retain_set, processing_class, scenario, **options)
     assert retain is not None
     labels = forget.labels.unique().tolist()
     generator = torch.Generator().manual_seed(seed)
@@ -136,6 +136,7 @@ def fisher_forgetting(
         num_images=len(forget),
         unchanged=unchanged,
         unchanged_of=len(forget),
+        processor=processor,
     )
     student.config.erasures = [*getattr(model.config, "erasures", []), record]
     warn_of_unchanged(model.config, record, advice="Take a larger `alpha`, or another method.")

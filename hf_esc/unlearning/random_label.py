@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,6 +102,7 @@ class SalUnTrainer(RandomLabelTrainer):
     def prepare(self) -> None:
         """Draw labels, and find the weights to train."""
         super().prepare()
+        self._hooks: list[Any] = []
         weights = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         total = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()]
         with evaluating(self.model), torch.enable_grad():
@@ -122,7 +124,7 @@ class SalUnTrainer(RandomLabelTrainer):
         """Set the original's weights, and mask their gradients."""
         super().start()
         # Gradients are clipped by their norm, in which only the weights that are trained should count.
-        self._hooks = [
+        self._hooks += [
             weight.register_hook(lambda gradient, name=name: gradient * self.mask[name])
             for name, weight in self.model.named_parameters()
             if name in self.mask
@@ -130,8 +132,8 @@ class SalUnTrainer(RandomLabelTrainer):
 
     def take_off(self) -> None:
         """Whoever trains the result further trains all of its weights."""
-        for hook in self._hooks:
-            hook.remove()
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def create_optimizer(self, *args, **kwargs):
         """The optimizer, which puts the other weights back after each step."""

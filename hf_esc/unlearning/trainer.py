@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import EvalPrediction, PreTrainedModel, TrainerCallback
 
-from ..data.labelled_images import LabelledImages, labelled_images
+from ..data.labelled_images import LabelledImages, labelled_images, with_main_input
 from ..erasure.wrapping import copy_of_model
-from ..errors import CheckpointError, DivergenceError, ForgetSetError
+from ..errors import CheckpointError, DivergenceError, ForgetSetError, OptionError
 from ..features.sites import evaluating
 from ..features.stream import model_inputs
 from ..ledger.record import WEIGHTS
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.outputs import logits_of
-from ..training.checkpoints import refuse_another_run
+from ..training.checkpoints import refuse_another_run, refuse_damaged
 from ..training.forgetting_trainer import ForgettingTrainer
 from ..training.steps import PairedLoader, Schedule, Step, alone, mixed, paired, shuffled
 from .checks import (
@@ -35,6 +36,7 @@ from .checks import (
     warn_of_unchanged,
 )
 from .losses import forbidden
+from .tolerance import StopAtTolerance
 from .training_args import UnlearningArguments
 
 # `{"inputs": what the model takes, "labels": (B,), "rows": (B,)}`
@@ -143,7 +145,11 @@ class UnlearningTrainer(ForgettingTrainer):
             callbacks=callbacks,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self.add_callback(_StopAtTolerance(self))
+        # Trainer writes one into the configuration, for language models.
+        vars(self.model.config).pop("use_cache", None)
+        if hasattr(model.config, "use_cache"):
+            self.model.config.use_cache = model.config.use_cache
+        self.add_callback(StopAtTolerance(self))
         # `prepare` draws from a generator of its own, so that it does not depend on what was drawn before.
         self.generator = torch.Generator().manual_seed(args.seed)
         self._teacher_sha256: str | None = None
@@ -236,6 +242,13 @@ class UnlearningTrainer(ForgettingTrainer):
         """The logits of a model for all images in eval mode, `(N, C)`, in float32 on the CPU."""
         return logits_of_all(model, images, self.args.per_device_eval_batch_size)
 
+    @classmethod
+    def refuse_unfinished(cls) -> None:
+        """As in [`ForgettingTrainer`]; a method is its loss, too."""
+        super().refuse_unfinished()
+        if cls.unlearning_loss is UnlearningTrainer.unlearning_loss:
+            raise TypeError(f"{cls.__name__} has no loss. Define `unlearning_loss` in the class.")
+
     # How it is trained.
 
     def get_train_dataloader(self) -> PairedLoader:
@@ -290,6 +303,8 @@ class UnlearningTrainer(ForgettingTrainer):
 
     def start(self) -> None:
         """Set the weights that training starts from, the original's, with the original's ledger and no record more."""
+        if self.train_dataset is not (self.forget if self.uses_forget else self.retain):
+            raise OptionError("`trainer.train_dataset` was set, and steps do not read it. Pass `forget_set` instead.")
         self.model.load_state_dict(self.teacher.state_dict())
         self.model.config.__dict__.pop("erasures", None)  # that of an earlier `train()`
         if ledger := getattr(self.teacher.config, "erasures", None):
@@ -301,8 +316,9 @@ class UnlearningTrainer(ForgettingTrainer):
         after = self.logits_of_all(self.model, self.forget).argmax(dim=1)
         unchanged = unchanged_predictions(self._before, after, self.forget.labels, by_label=self.forgets_classes)
         config = self.teacher.config
-        data = [name for name, used in (("forget", self.uses_forget), ("retain", self.uses_retain)) if used]
-        retained = {} if self.retain is None else {"num_retain_images": len(self.retain)}
+        schedule = self.get_train_dataloader().schedule
+        data = schedule.sides(self.last_step, self.args.gradient_accumulation_steps)
+        retained = {"num_retain_images": len(self.retain)} if self.retain is not None and "retain" in data else {}
         record = self.record(
             config,
             unchanged,
@@ -322,17 +338,12 @@ class UnlearningTrainer(ForgettingTrainer):
     # What is told and kept.
 
     def settings(self) -> dict[str, Any]:
-        """The arguments of the method, and those that decide every training."""
+        """Adds the arguments of the method and of unlearning, and how many images a step has."""
         args = self.args
         own = set(self.arguments.__dataclass_fields__) - set(UnlearningArguments.__dataclass_fields__)
-        names = ["scenario", "mask", "batch_norm", "tolerance", *sorted(own)]
-        names += ["learning_rate", "lr_scheduler_type", "num_train_epochs", "optim", "optim_args"]
-        names += ["weight_decay", "max_grad_norm", "seed", "data_seed"]
-        found = {name: getattr(getattr(args, name), "value", getattr(args, name)) for name in dict.fromkeys(names)}
-        if self.optimizer_cls_and_kwargs is not None:
-            kind, options = self.optimizer_cls_and_kwargs
-            found |= {"optim": kind.__name__, "optim_args": ",".join(f"{k}={v}" for k, v in options.items())}
-            found["learning_rate"] = options.get("lr", args.learning_rate)
+        found = super().settings() | {name: getattr(args, name) for name in ("mask", "batch_norm", *sorted(own))}
+        # BatchNorm sees the images of a process and of a pass together.
+        found |= {"processes": args.world_size, "gradient_accumulation_steps": args.gradient_accumulation_steps}
         if self.uses_forget:
             found["batch_size"] = self.forget_batch_size * args.gradient_accumulation_steps
         if self.uses_retain and not self.mixes:
@@ -340,9 +351,8 @@ class UnlearningTrainer(ForgettingTrainer):
         return found
 
     def identity(self) -> dict[str, Any]:
-        """The method, the original's weights, the images and labels, and what decides the schedule."""
-        own = {"method": self.method, "model": self._weights_before(), "max_steps": self.args.max_steps}
-        own |= {name: getattr(self.args, name) for name in ("warmup_steps", "lr_scheduler_kwargs")}
+        """The method, the original's weights, and the images and labels."""
+        own: dict[str, Any] = {"method": self.method, "model": self._weights_before()}
         for name, images in (("forget", self.forget), ("retain", self.retain)):
             own |= {f"{name} images": images and images.sha256, f"{name} labels": images and images.labels_sha256}
         return own
@@ -357,6 +367,11 @@ class UnlearningTrainer(ForgettingTrainer):
     def evaluation_set(self, data: Any) -> LabelledImages:
         """Images as [`LabelledImages`]."""
         return data if isinstance(data, LabelledImages) else labelled_images(self.teacher, data, **self._options)[0]
+
+    def _get_collator_with_removed_columns(self, data_collator, description=None):
+        """Metrics can ask for what the model takes (`include_for_metrics`), which Trainer looks for in the batch."""
+        asked = "inputs" in self.args.include_for_metrics
+        return partial(with_main_input, name=self.model.main_input_name) if asked else data_collator
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Cross-entropy, logits and labels."""
@@ -384,18 +399,6 @@ class UnlearningTrainer(ForgettingTrainer):
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder} is no checkpoint of {self.method}: {error}") from error
         refuse_another_run(folder, stored, self.run())
+        refuse_damaged(folder)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._last_checkpoint = folder
-
-
-class _StopAtTolerance(TrainerCallback):
-    def __init__(self, trainer: UnlearningTrainer):
-        self.trainer = trainer
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if args.tolerance is not None:
-            trainer = self.trainer
-            right = trainer.logits_of_all(trainer.model, trainer.forget).argmax(dim=1) == trainer.forget.labels
-            # Each process has BatchNorm statistics of its own, and all processes have to stop at once.
-            total = trainer.accelerator.reduce(right.sum().to(args.device), "sum").item()
-            control.should_training_stop |= total <= args.tolerance * len(right) * args.world_size + 1e-9

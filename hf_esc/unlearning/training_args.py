@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 from ..errors import OptionError
 from ..training.forgetting_args import ForgettingArguments
@@ -22,9 +21,7 @@ class UnlearningArguments(ForgettingArguments):
     - `save_strategy` is `"epoch"` with `save_total_limit=1`: a run that diverges leaves its last good checkpoint.
     - `logging_steps` is 10, and `remove_unused_columns` is False.
     - `hub_strategy` is `"end"`, and no other value is allowed: a model in training has forgotten nothing yet.
-    - `label_smoothing_factor`, `fsdp`, `deepspeed`, `neftune_noise_alpha`, `bf16_full_eval`, `fp16_full_eval` and
-      `auto_find_batch_size` are refused: the loss is that of the method, the teacher is a whole model, an evaluation
-      leaves the weights in their precision, and a step has the size that the ledger says.
+    - What [`ForgettingArguments`] refuses has no use here.
 
     Args:
         scenario (`str`, defaults to `"classes"`): What to forget: the `"classes"` of the forget images, or these
@@ -46,12 +43,6 @@ class UnlearningArguments(ForgettingArguments):
     Raises:
         OptionError: If a value is out of its range, or an argument is given that has no use here.
     """
-
-    refused: ClassVar[tuple[str, ...]] = (*ForgettingArguments.refused, "auto_find_batch_size")
-    refused_because: ClassVar[str] = (
-        "the loss is that of the method, the teacher is a whole model, weights stay in their precision, and a step "
-        "has the size that the ledger says"
-    )
 
     mask: str = field(
         default="own",

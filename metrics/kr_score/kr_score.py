@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 
 from hf_esc.errors import ProbeError
+from hf_esc.evaluation.accuracy import class_indices
 from hf_esc.evaluation.knowledge_retention import knowledge_retention
 from hf_esc.evaluation.probes import check_features
 
@@ -23,18 +24,21 @@ Args:
     train_features (`np.ndarray`, `torch.Tensor` or `list` of shape `(N, d)`): Features of the full training set, on
         which the probe is trained. Features are read as float32.
     train_labels (`np.ndarray`, `torch.Tensor` or `list` of shape `(N,)`): Classes of the training set.
-    forget_labels (`list[int]`): The classes that were to be forgotten.
+    forget_labels (`int`, `list[int]` or `torch.Tensor`): The classes that were to be forgotten.
     probe (`str`, defaults to `"paper"`): `"paper"` is the ESC paper's, a linear head that is not trained to the end:
         it tells how readily a class is read. `"converged"` (logistic regression), `"mlp"` and `"knn"` tell whether a
         class can be read. `"one_vs_rest"` is the logistic regression of forget images against others.
     seed (`int`, defaults to 0): Seed of the probe's weights and batches.
-    device (`str`, *optional*): Where `"paper"` and `"mlp"` are trained; by default an accelerator if there is one.
+    device (`str`, *optional*): Where the probe is trained; by default an accelerator if there is one. `"knn"` is
+        computed on the CPU.
 
 Returns:
     `dict`: `forget_train`, `retain_train`, `forget_test` and `retain_test`, the probe's accuracies on images of the
     forget classes and of the others (for `"one_vs_rest"`, the shares that it recognises as such); `hm_train` and
-    `hm_test`, the harmonic means of 100 minus the forget accuracy and the retain accuracy, in %; `probe`, its name;
-    and `settings`, what it was trained with and whether it converged.
+    `hm_test`, the harmonic means of 100 minus the forget accuracy and the retain accuracy, in %; `any_train` and
+    `any_test`, where there are two forget classes or more, the shares of their images that are taken for any of these;
+    `probe`, its name; and `settings`, what it was trained with and whether it converged. Where `settings` has
+    `constant`, the probe learnt nothing but how frequent the classes are, and there are no accuracies: they are None.
 
 Examples:
     Twenty training images of each class. The probe takes one of two test images of class 0 for class 1.
@@ -107,7 +111,10 @@ class KRScore(evaluate.Metric):
     ):
         train = _tensors(train_features, train_labels, "training")
         test = _tensors(predictions, references, "test")
-        forget = _forget_labels(forget_labels)
+        try:
+            forget = class_indices(forget_labels)
+        except ValueError as error:
+            raise ProbeError(str(error)) from error
         return knowledge_retention(*train, *test, forget, probe=probe, seed=seed, device=device).to_dict()
 
 
@@ -125,10 +132,3 @@ def _tensor(values, what: str, dtype=None) -> torch.Tensor:
         return torch.tensor(np.asarray(values, dtype))
     except (TypeError, ValueError) as error:
         raise ProbeError(f"The {what} should be an array of numbers and cannot be read as one: {error}") from error
-
-
-def _forget_labels(values) -> list[int]:
-    labels = _tensor(values, "forget labels")
-    if labels.ndim != 1 or (labels.is_floating_point() and len(labels)):
-        raise ProbeError(f"`forget_labels` are class indices, such as [0], and not {values!r}.")
-    return labels.tolist()
