@@ -26,10 +26,10 @@ from transformers import AutoModelForImageClassification
 from hf_esc import ESCModel, erase
 from hf_esc.data import ImageData, image_batches, load_images
 from hf_esc.embedded import embedded_models
+from hf_esc.erasure.wrapping import wrap
 from hf_esc.evaluation import harmonic_mean
 from hf_esc.features.sites import find_sites
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling.modeling_esc import wrap
 
 RESULTS = Path(__file__).parent / "results" / "embedded.json"
 SETTINGS = {"p": 1.5, "probe": "standardised features, multinomial logistic regression, C=100, L-BFGS to convergence"}

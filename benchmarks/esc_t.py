@@ -30,11 +30,11 @@ from transformers import HfArgumentParser
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches, load_images
 from hf_esc.embedded import embedded_models
+from hf_esc.erasure.wrapping import wrap
 from hf_esc.errors import IncompleteErasureWarning, MaskError
 from hf_esc.features.head import apply_sites, site_modules
 from hf_esc.features.sites import find_sites
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling.modeling_esc import wrap
 
 RESULTS = Path(__file__).parent / "results" / "esc_t.json"
 ALL = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]

@@ -16,12 +16,12 @@ from embedded import features_and_predictions
 from performance import setting
 
 from hf_esc.data import image_batches, load_images
+from hf_esc.erasure.wrapping import wrap
 from hf_esc.features.basis import join_basis, remaining_directions
 from hf_esc.features.head import site_outputs
 from hf_esc.features.moments import SecondMoment
 from hf_esc.features.sites import find_sites
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling.modeling_esc import wrap
 
 RESULTS = Path(__file__).parent / "results" / "several_classes.json"
 MODEL, FORGET = "embedded/resnet", ["Trouser", "Sneaker", "Bag"]

@@ -20,7 +20,16 @@ from .tiny import ranks, tiny
 
 ROOT = Path(__file__).parents[1]
 
-ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test"}
+ACCURACIES = {
+    "forget_train",
+    "retain_train",
+    "forget_test",
+    "retain_test",
+    "hm_train",
+    "hm_test",
+    "any_train",
+    "any_test",
+}
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_esc import ESCModel, erase
+from hf_esc.erasure.wrapping import wrap
 from hf_esc.errors import CheckpointError, ModelError, SiteError
-from hf_esc.modeling.modeling_esc import wrap
 from tests.tiny import ranks
 from tests.zoo import ZOO
 
