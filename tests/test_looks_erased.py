@@ -344,15 +344,25 @@ def test_every_head_has_the_projection_before_it_at_every_call(name, how):
     for path in paths:
         parent = erased.model.get_submodule(path.rpartition(".")[0])
         child, head = path.rpartition(".")[2], erased.model.get_submodule(path)
-        hooks = dict(head._forward_pre_hooks)
         if how == "removed hooks":
             head._forward_pre_hooks.clear()
         elif how == "wrapped":
             setattr(parent, child, Adapter(head))
         else:
             setattr(parent, child, nn.Linear(head.in_features, head.out_features))
-        with pytest.raises(SiteError, match="replaced or wrapped"):
-            erased(**inputs)
-        setattr(parent, child, head)
-        head._forward_pre_hooks.update(hooks)
+        erased(**inputs)  # which puts it there
+        seen: list[torch.Tensor] = []
+        for module in erased.model.get_submodule(path).modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        erased(**inputs)
+        basis = erased.projections[0].factors[0].basis
+        assert len(seen) == (2 if how == "wrapped" else 1)  # the head, and what the adapter has of its own
+        for features in seen:
+            assert (features @ basis).abs().max() < 1e-5
+        setattr(parent, child, head)  # as after a merge
+        erased(**inputs)
+        assert (erased(**inputs).pooler_output @ basis).abs().max() < 1e-5
+    delattr(parent, child)
+    with pytest.raises((SiteError, AttributeError)):
         erased(**inputs)

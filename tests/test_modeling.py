@@ -235,8 +235,11 @@ def test_on_a_gpu_it_is_the_erasure_of_the_cpu(resnet, fashion):
 
 
 def test_a_replaced_head_does_not_slip_past_the_projection(erased, inputs):
-    erased.model.classifier = nn.Linear(32, 5)
-    with pytest.raises(SiteError, match="was replaced or wrapped"):
+    erased.model.classifier = new = nn.Linear(32, 5)
+    torch.testing.assert_close(logits(erased, inputs), new(erased.features(**inputs)))
+    assert (erased.features(**inputs) @ erased.projections[0].factors[0].basis).abs().max() < 1e-5
+    del erased.model.classifier
+    with pytest.raises(SiteError, match=r"The head 'classifier' .* is gone"):
         erased(**inputs)
 
 

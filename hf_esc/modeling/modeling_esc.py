@@ -21,7 +21,7 @@ from .errors import CheckpointError, SiteError
 from .factors import Factor
 from .fingerprints import head_names, head_sha256, projections_sha256, structure, weights_sha256
 from .outputs import ESCOutput, forward_inputs, logits_of, pooled
-from .projection import Projection, build_factor, disabled, stands_before
+from .projection import Projection, build_factor, disabled
 
 # What a record says of the head at the erasure, and of the classifier that it made with it.
 _OF_THIS_HEAD = {"settings_sha256", "labels_sha256", "record_sha256", "label_ids", "untrained_head_sha256"}
@@ -79,7 +79,7 @@ class ESCModel(PreTrainedModel):
         )
         for site, projection in zip(config.sites, self.projections, strict=True):
             for path in site["modules"]:
-                self._head(path, site).register_forward_pre_hook(projection.pre_hook)
+                projection.stand_before(self._head(path, site))
         self.post_init()
 
     def _head(self, path: str, site: dict[str, Any]) -> nn.Module:
@@ -131,17 +131,15 @@ class ESCModel(PreTrainedModel):
             [`ESCOutput`], or a tuple of its values
 
         Raises:
-            SiteError: If a head was replaced or wrapped, or did not run, so that the answer would not be erased.
+            SiteError: If a head is gone or did not run, so that the answer would not be erased.
         """
         inputs = forward_inputs(self.config, self.model.forward, pixel_values, kwargs)
-        for path in [path for site in self.config.sites for path in site["modules"]]:
-            if not stands_before(self.model.get_submodule(path)):
-                raise SiteError(
-                    f"{path!r} of the {type(self.model).__name__} inside was replaced or wrapped, for example by an "
-                    "adapter. It would read features that are not projected. Train the weights of the head, or leave "
-                    "it out of the adapter's `target_modules`."
-                )
-        for projection in self.projections:
+        for projection, site in zip(self.projections, self.config.sites, strict=True):
+            for path in site["modules"]:
+                try:
+                    projection.stand_before(self.model.get_submodule(path))
+                except AttributeError:
+                    raise SiteError(f"The head {path!r} of the {type(self.model).__name__} inside is gone.") from None
             projection.thread.features = None
         output = self.model(**inputs)
         captured: list[Any] = [projection.thread.features for projection in self.projections]

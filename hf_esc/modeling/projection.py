@@ -138,6 +138,21 @@ class Projection(nn.Module):
         self.thread.features = projected
         return (projected, *args[1:])
 
+    def stand_before(self, module: nn.Module) -> None:
+        """
+        Run before `module` at every call, and before no module inside it.
+
+        A head that is replaced has no hook, and one that is wrapped, as by an adapter, has it on the inside, where the
+        adapter's own weights would read features that are not projected. So each call looks anew.
+        """
+        if _is_before(module):
+            return
+        for inner in module.modules():
+            for key, hook in list(inner._forward_pre_hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), Projection):
+                    del inner._forward_pre_hooks[key]
+        module.register_forward_pre_hook(self.pre_hook)
+
     def parts(self) -> tuple[list[Factor], list[Factor], Tensor]:
         r"""
         Split the factors into three parts.
@@ -168,8 +183,7 @@ class Projection(nn.Module):
         return f"dim={self.dim}, axis={self.axis}"
 
 
-def stands_before(module: nn.Module) -> bool:
-    """Whether a projection runs before this module. A module that replaces or wraps a head has none."""
+def _is_before(module: nn.Module) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), Projection) for hook in module._forward_pre_hooks.values())
 
 
