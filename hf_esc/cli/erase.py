@@ -128,7 +128,7 @@ def erase(
     if gate_threshold is not None and not 0 < gate_threshold < 1:
         raise OptionError(f"`--gate-threshold` is a probability between 0 and 1, not {gate_threshold}.")
     settings["rank"] = _rank(rank)
-    check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
+    seen = check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
     clock = Clock()
 
     from ..data.image_data import load_images
@@ -166,7 +166,7 @@ def erase(
 
     before = after = earlier = None
     # The folder appears only when everything went well, the evaluation included: a run that fails leaves none.
-    with write_folder(output, overwrite=overwrite) as folder:
+    with write_folder(output, overwrite=overwrite, since=seen) as folder:
         erased.save_pretrained(folder)
         if row.edits_weights:
             processor.save_pretrained(folder)
