@@ -31,7 +31,6 @@ from transformers import HfArgumentParser
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches, load_images
 from hf_esc.embedded import embedded_models
-from hf_esc.erasure.wrapping import wrap
 from hf_esc.errors import IncompleteErasureWarning, MaskError
 from hf_esc.loading import load_classifier, load_processor
 

@@ -16,7 +16,6 @@ from embedded import features_and_predictions
 from performance import setting
 
 from hf_esc.data import image_batches, load_images
-from hf_esc.erasure.wrapping import wrap
 from hf_esc.features.basis import join_basis, remaining_directions
 from hf_esc.features.head import site_outputs
 from hf_esc.features.moments import SecondMoment
