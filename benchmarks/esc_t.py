@@ -22,19 +22,17 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from embedded import features_and_predictions, head_accuracies, probe_accuracies
+from embedded import after, features_and_predictions, head_accuracies, probe_accuracies
 from esc_t_speed import QUIET
 from performance import setting
+from results import stopped_early
 from transformers import HfArgumentParser
 
 from hf_esc import ESCTTrainer, ESCTTrainingArguments
 from hf_esc.data import image_batches, load_images
 from hf_esc.embedded import embedded_models
 from hf_esc.errors import IncompleteErasureWarning, MaskError
-from hf_esc.features.head import apply_sites, site_modules
-from hf_esc.features.sites import find_sites
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling.modeling_esc import wrap
 
 RESULTS = Path(__file__).parent / "results" / "esc_t.json"
 ALL = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -63,22 +61,8 @@ class Subject:
         self.name, self.data = name, data
         self.model = load_classifier(name, device="cpu")
         self.processor = load_processor(self.model)
-        first = next(image_batches(data.train, self.processor, image_column=data.image_column, batch_size=1))
-        self.sites = find_sites(self.model, first)
-        self.splits = features_and_predictions(
-            wrap(load_classifier(name, device="cpu"), [site.to_dict() for site in self.sites]), data, self.processor
-        )
+        self.splits = features_and_predictions(self.model, data, self.processor, name)
         self.forget_features: dict[int, Any] = {}
-
-    @torch.no_grad()
-    def after(self, erased) -> dict:
-        """Features and predictions of all images after an erasure, from the features before it."""
-        splits = {}
-        for name, (z, _, labels) in self.splits.items():
-            projected = erased.projections[0](torch.as_tensor(z))
-            logits = apply_sites(site_modules(self.model, self.sites), self.sites, [projected])[0]
-            splits[name] = (projected.numpy(), logits.argmax(1).numpy(), labels)
-        return splits
 
     @torch.no_grad()
     def forget_accuracy(self, erased, forget: int) -> float:
@@ -106,16 +90,16 @@ class Subject:
             seconds = time.perf_counter() - start
         erased = trainer.erased_model
         record = erased.config.erasures[-1]
-        after = self.after(erased)
+        left = after(erased, self.splits)
         row = {
             **{key: record[key] for key in ("steps", "max_steps", "stopped", "step_size", "cut", "unchanged")},
             "before": head_accuracies(self.splits, forget),
-            "after": head_accuracies(after, forget),
+            "after": head_accuracies(left, forget),
             "forget_train_images": self.forget_accuracy(erased, forget),
             "seconds": seconds,
         }
         if probe:
-            row["probe"] = probe_accuracies(after, [forget])[forget]
+            row["probe"] = probe_accuracies(left, [forget])[forget]
         return row
 
 
@@ -134,7 +118,7 @@ def main() -> None:
                 for number, choice in enumerate(choices):
                     key = ", ".join(f"{setting_name}={value}" for setting_name, value in choice.items())
                     rows = results.setdefault(experiment, {}).setdefault(name, {}).setdefault(label, {})
-                    if key in rows:
+                    if key in rows and not ("probe" in rows[key] and stopped_early(rows[key]["probe"])):
                         continue
                     subject = subject or Subject(name, data)
                     probe = experiment == "seeds" and number == 0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_esc.data import image_batches, load_images
-from hf_esc.evaluation.accuracy import accuracies_of, share_of
+from hf_esc.evaluation.accuracy import accuracies_of, shares_of
 from hf_esc.features.sites import find_sites
 from hf_esc.features.stream import stream_features
 
@@ -81,9 +81,9 @@ def literal(compare: Callable, model, processor, runs: int) -> dict:
                 optimizer.step()
         shares = []
         for part, truth in ((pixels[:half], labels[:half]), (pixels[half:], labels[half:])):
-            right = torch.cat([head(features(some)).argmax(dim=1) for some in part.split(BATCH)]) == truth
-            shares += [share_of(right, truth == FORGET), share_of(right, truth != FORGET)]
-        found["literal"] = vars(accuracies_of(shares))
+            said = torch.cat([head(features(some)).argmax(dim=1) for some in part.split(BATCH)])
+            shares.append(shares_of(said, truth, truth == FORGET))
+        found["literal"] = vars(accuracies_of(*shares))
 
     result = compare(backbone_in_the_loop, ours, runs)
     return result | {

@@ -7,9 +7,7 @@ Writes `benchmarks/results/remap.json`. Each class is erased with three seeds of
 Features are computed once for each model; the map is then applied to them, as the erased model does.
 """
 
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -18,13 +16,14 @@ from pathlib import Path
 import torch
 import transformers
 from performance import setting
+from results import any_stopped_early, read, write
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from hf_esc.data import image_batches, load_images
 from hf_esc.embedded import embedded_models
 from hf_esc.erasure.remap import remap
-from hf_esc.evaluation.accuracy import accuracies_of, share_of
+from hf_esc.evaluation.accuracy import accuracies_of, share_of, shares_of
 from hf_esc.evaluation.knowledge_retention import retention_of
 from hf_esc.evaluation.model_features import SplitFeatures, model_features
 from hf_esc.evaluation.probes import PROBES, train_probe
@@ -34,6 +33,7 @@ from hf_esc.loading import load_classifier, load_processor
 from hf_esc.modeling.remap_factor import RemapFactor
 
 RESULTS = Path(__file__).parent / "results" / "remap.json"
+ALONE = "converged, retain labels alone"
 CLASSES, SEEDS = ("Trouser", "Shirt", "Bag"), (0, 1, 2)
 
 
@@ -89,24 +89,27 @@ class Case:
     noisy: Tensor
 
     def measured(self, change: Callable[[Tensor], Tensor], seed: int) -> dict:
-        """Accuracies of every probe on changed features, and of a probe trained on retain images alone."""
+        """Accuracies of every probe on changed features, and of one trained on retain images alone; and settings."""
         train, test = self.train, self.test
         z_train, z_test = change(train.features), change(test.features)
         gone, gone_test = train.labels == self.label, test.labels == self.label
         parts = (z_train, train.labels, gone), (z_test, test.labels, gone_test)
-        found = {probe: asdict(retention_of(*parts, probe=probe, seed=seed).accuracies) for probe in PROBES}
+        found = {probe: retention_of(*parts, probe=probe, seed=seed) for probe in PROBES}
         alone = train_probe("converged", z_train[~gone], train.labels[~gone], num_labels=10)
         right = alone.predict(z_test) == test.labels
-        return found | {"converged, retain labels alone": {"retain_test": share_of(right, ~gone_test)}}
+        return {
+            "probes": {probe: asdict(read.accuracies) for probe, read in found.items()}
+            | {ALONE: {"retain_test": share_of(right, ~gone_test)}},
+            "settings": {probe: read.settings for probe, read in found.items()} | {ALONE: alone.settings},
+        }
 
     def head(self, factor: RemapFactor, change: Callable[[Tensor], Tensor]) -> dict:
         """Accuracies of the head on changed features."""
         shares = []
         for split in (self.train, self.test):
-            right = factor.logits(change(split.features)).argmax(dim=1) == split.labels
-            gone = split.labels == self.label
-            shares += [share_of(right, gone), share_of(right, ~gone)]
-        return asdict(accuracies_of(shares))
+            said = factor.logits(change(split.features)).argmax(dim=1)
+            shares.append(shares_of(said, split.labels, split.labels == self.label))
+        return asdict(accuracies_of(*shares))
 
     def gate(self, factor: RemapFactor) -> dict:
         """Of the test images: how many forget images the gate finds, and how many others it takes for them."""
@@ -114,11 +117,11 @@ class Case:
         return {"recall": share_of(gated, gone), "false_alarms": share_of(gated, ~gone)}
 
     def original(self, factor: RemapFactor) -> dict:
-        return {"head": self.head(factor, unchanged), "probes": self.measured(unchanged, 0)}
+        return {"head": self.head(factor, unchanged), **self.measured(unchanged, 0)}
 
     def remapped(self, factor: RemapFactor, seed: int = 0, *, probes: bool = True) -> dict:
         found = {"gate": self.gate(factor), "head": self.head(factor, factor)}
-        return found | ({"probes": self.measured(factor, seed)} if probes else {})
+        return found | (self.measured(factor, seed) if probes else {})
 
     def attackers(self, factor: RemapFactor) -> dict:
         """Who looks for the map itself. Each is told by a number that is 50, or the others', where nothing shows."""
@@ -165,24 +168,25 @@ def features_of(model, pixels: Tensor) -> Tensor:
 def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     data = load_images("embedded")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"setting": setting(1)}
+    results = read(RESULTS) or {"setting": setting(1)}
     columns = {"image_column": data.image_column, "label_column": data.label_column}
 
     def keep(place: tuple[str, ...], function: Callable, *args, **options) -> None:
         node = results
         for key in place[:-1]:
             node = node.setdefault(key, {})
-        if place[-1] not in node:
+        there = node.get(place[-1])
+        if there is None or any_stopped_early(there.get("probes", ()), there.get("settings", {})):
             start = time.perf_counter()
             node[place[-1]] = function(*args, **options)
-            RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+            write(RESULTS, results)
             print(*place, f"{time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
 
     for name in embedded_models():
         model = load_classifier(name, device="cpu")
         processor = load_processor(model)
-        with tempfile.TemporaryDirectory() as folder:
-            seen = model_features(model, data, processor, folder=Path(folder), batch_size=250)
+        folder = Path("build/features") / name.replace("/", "-")
+        seen = model_features(model, data, processor, folder=folder, name="original", batch_size=100)
         rows = torch.cat([(seen.test.labels == label).nonzero().flatten()[:60] for label in range(10)])
         [batch] = image_batches(data.test.select(rows.tolist()), processor, batch_size=len(rows), **columns)
         noise = torch.randn(batch["pixel_values"].shape, generator=torch.Generator().manual_seed(0))

@@ -17,6 +17,7 @@ from statistics import mean
 import report_faults
 import report_methods
 import report_unlearning
+from results import any_stopped_early, early_mark, parts_stopped_early, stopped_early
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -80,7 +81,19 @@ def embedded_probes() -> str:
             ["", "ESC-T", *_esc_t_head_and_probe(name)],
             ["", "random network", "", cell(lambda c: c["probe"]["random"])],
         ]
-    return table(["model", "", "head", "converged probe"], rows)
+    return table(["model", "", "head", "converged probe"], rows) + early_mark(_early_in_embedded())
+
+
+def _early_in_embedded() -> list[str]:
+    """Models and what of them."""
+    found = []
+    for name, entry in load("embedded").items():
+        probes = [classes["probe"] for classes in entry["classes"].values()]
+        probes += [{"ESC-T": by_seed["seed=0"]["probe"]} for by_seed in load("esc_t")["seeds"][name].values()]
+        titles = {"original": "the original", "erased": "ESC", "ESC-T": "ESC-T", "random": "the random network"}
+        early = {what for each in probes for what, probe in each.items() if stopped_early(probe)}
+        found += [f"`{name}` ({', '.join(titles[what] for what in titles if what in early)})"] if early else []
+    return found
 
 
 def _esc_t_head_and_probe(name: str) -> list[str]:
@@ -188,6 +201,15 @@ def esc_t_tolerance() -> str:
 NETWORKS = {"original": "original", "retrain": "Retrain", "random": "random", "model": "ESC", "ESC-T": "ESC-T"}
 
 
+def _early_in_reports(part: str) -> str:
+    """Under a table of this part of the reports: networks with converged probes that were stopped early."""
+    whose = []
+    for name, entry in load("knowledge_retention").items():
+        columns = [title for key, title in NETWORKS.items() if part in parts_stopped_early(entry["models"][key])]
+        whose += [f"`{name}` ({', '.join(columns)})"] if columns else []
+    return early_mark(whose)
+
+
 def knowledge_retention() -> str:
     """Forget / retain test accuracy of the head and of every probe, of each network."""
     columns = NETWORKS
@@ -204,7 +226,7 @@ def knowledge_retention() -> str:
             rows.append(["", probe.replace("_", " "), *cells(lambda m, p=probe: m["retention"][p]["mean"])])
             spread = max(models[column]["retention"][probe]["spread"]["forget_test"] for column in columns)
             rows[-1][1] += f" (± {spread:.1f})" if spread else ""
-    return table(["model", "", *columns.values()], rows)
+    return table(["model", "", *columns.values()], rows) + _early_in_reports("retention")
 
 
 def retention_in_short() -> str:
@@ -218,7 +240,8 @@ def retention_in_short() -> str:
             spread = model["retention"]["paper"]["spread"]["forget_test"]
             cells[1] = f"{found[1]['forget_test']:.1f} ± {spread:.1f} / {found[1]['retain_test']:.1f}"
             rows.append([f"`{name}`" if not index else "", title, *cells])
-    return table(["model", "", "head", "KR, the paper's probe", "KR, a converged probe"], rows)
+    header = ["model", "", "head", "KR, the paper's probe", "KR, a converged probe"]
+    return table(header, rows) + _early_in_reports("retention")
 
 
 def kr_curve() -> str:
@@ -230,7 +253,7 @@ def kr_curve() -> str:
             curve = entry["models"][column]["curve"]
             header = [f"{point['labelled']}" for point in curve]
             rows.append([f"`{name}`" if not index else "", title, *(f"{point['forget_test']:.1f}" for point in curve)])
-    return table(["model", "", *header], rows)
+    return table(["model", "", *header], rows) + _early_in_reports("curve")
 
 
 def attacks() -> str:
@@ -242,7 +265,7 @@ def attacks() -> str:
             found = [models[column]["attacks"][attack] for column in NETWORKS]
             cells = [f"{r['forget_test']:.1f} ({r['retain_test']:.1f})" if r else "" for r in found]
             rows.append([f"`{name}`" if not index else "", f"`{attack}`", *cells])
-    return table(["model", "attack", *NETWORKS.values()], rows)
+    return table(["model", "attack", *NETWORKS.values()], rows) + _early_in_reports("attacks")
 
 
 def attack_meanings() -> str:
@@ -278,6 +301,15 @@ def _remap_entries():
             yield from ((name, title, entry) for title, entry in classes.items())
 
 
+def _early_in_remap() -> str:
+    """Models and classes with a converged probe that was stopped early, under a table that shows these."""
+    whose: dict[str, list[str]] = {}
+    for name, title, entry in _remap_entries():
+        if any(any_stopped_early(part.get("probes", ()), part.get("settings", {})) for part in entry.values()):
+            whose.setdefault(name, []).append(title)
+    return early_mark([f"`{name}` ({', '.join(titles)})" for name, titles in whose.items()])
+
+
 REMAP_SEEDS = (0, 1, 2)
 READERS = {"paper": "paper", "converged": "converged", "mlp": "MLP", "knn": "k-NN"}
 
@@ -294,7 +326,8 @@ def remap_probes() -> str:
             after.append(mean(r["probes"][probe]["forget_test"] for r in runs))
         cells = [f"{b:.1f} → {a:.1f}" for b, a in zip(before, after, strict=True)]
         rows.append([f"`{name}`" if title == "Trouser" else "", title, f"{recall:.1f}", f"{100 - recall:.1f}", *cells])
-    return table(["model", "class", "gate finds", "it misses", "head", *READERS.values()], rows)
+    header = ["model", "class", "gate finds", "it misses", "head", *READERS.values()]
+    return table(header, rows) + _early_in_remap()
 
 
 # A probe that is trained on retain labels alone, and one that is asked for the forgotten class alone.
@@ -322,7 +355,7 @@ def remap_retain() -> str:
         cells.insert(2, f"{runs[0]['gate']['false_alarms']:.1f}")
         rows.append([f"`{name}`" if title == "Trouser" else "", title, *cells])
     header = ["model", "class", "head", ALONE, "false alarms of the gate", *READERS.values()]
-    return table(header, rows)
+    return table(header, rows) + _early_in_remap()
 
 
 def remap_one_vs_rest() -> str:
@@ -335,7 +368,8 @@ def remap_one_vs_rest() -> str:
         allowed = 50 + (100 - runs[0]["gate"]["recall"]) / 2
         cells = [f"{before:.1f}", f"{after:.1f}", f"{allowed:.1f}", f"{after - allowed:+.1f}"]
         rows.append([f"`{name}`" if title == "Trouser" else "", title, *cells])
-    return table(["model", "class", "original", "remapped", "50 + half of what the gate misses", "difference"], rows)
+    header = ["model", "class", "original", "remapped", "50 + half of what the gate misses", "difference"]
+    return table(header, rows) + _early_in_remap()
 
 
 def remap_misses() -> str:
@@ -359,7 +393,7 @@ def remap_misses() -> str:
                     shown = f"{value:+.2f}" if change else f"{value:.2f}"
                     rows.append([f"`{name}`", title, str(seed), reader, bar, shown, f"**{over:.2f}**", false_alarms])
     header = ["model", "class", "bank", "reader", "bar", "measured", "missed by", "false alarms of the gate"]
-    return table(header, rows) if rows else "None is missed."
+    return (table(header, rows) if rows else "None is missed.") + _early_in_remap()
 
 
 def remap_transports() -> str:
@@ -376,7 +410,8 @@ def remap_transports() -> str:
             detector, repeated, _, moved, _ = found.values()
             cells += [f"{value:.1f}" for value in (detector, repeated, moved)]
             rows.append([f"`{name}`" if transport == "quantile" else "", transport, *cells])
-    return table(["model", "transport", *READERS.values(), "detector", "repeated", "movement"], rows)
+    header = ["model", "transport", *READERS.values(), "detector", "repeated", "movement"]
+    return table(header, rows) + _early_in_remap()
 
 
 def remap_gates() -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 from statistics import mean, median, pstdev
 from typing import Any
 
+from results import any_stopped_early, early_mark
+
 from hf_esc.methods import METHODS
 
 RESULTS = Path(__file__).parent / "results"
@@ -47,11 +49,17 @@ def average(rows: Iterable[Row], pick: Callable[[Row], float | None], digits: in
 
 
 def head(key: str) -> Callable[[Row], float | None]:
-    return lambda row: row["accuracies"][key]
+    return lambda row: row["accuracies"].get(key)
 
 
 def probe(name: str, key: str) -> Callable[[Row], float | None]:
-    return lambda row: row["retention"][name][key]
+    return lambda row: row["retention"][name].get(key)
+
+
+def mark(rows: Iterable[Row]) -> str:
+    """The methods that have converged probes which were stopped early, under a table that shows these."""
+    early = [row for row in rows if any_stopped_early(row.get("retention", ()), row.get("probes", {}))]
+    return early_mark([_title(label) for label in labels_of(early)])
 
 
 SIX = ("forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test")
@@ -104,7 +112,7 @@ def table1_probes(experiment: str) -> str:
         cells += [average(own, probe("converged", key)) for key in ("forget_test", "retain_test", "hm_test")]
         lines.append([_title(label), *cells])
     header = ["method", *(f"paper: {title}" for title in SIX_TITLES), "converged: D_ft", "D_rt", "HM_t"]
-    return table(header, lines)
+    return table(header, lines) + mark(rows)
 
 
 def one_class(experiment: str, request: Sequence[str] = ("Trouser",), seed: int = 0) -> str:
@@ -118,7 +126,7 @@ def one_class(experiment: str, request: Sequence[str] = ("Trouser",), seed: int 
             cells += [average(own, probe(name, key)) for key in ("forget_test", "retain_test")]
         lines.append([_title(label), _reads(label), *cells])
     probes = [f"{name}: {title}" for name in ("paper", "converged") for title in ("D_ft", "D_rt")]
-    return table(["method", "images", *SIX_TITLES, *probes], lines)
+    return table(["method", "images", *SIX_TITLES, *probes], lines) + mark(rows)
 
 
 def misses(experiment: str, most: float = 10, points: float = 5) -> str:
@@ -190,29 +198,36 @@ def table2() -> str:
         cells += [average(own, probe("converged", key)) for key in ("hm_train", "hm_test")]
         lines.append([_title(label), *cells])
     header = ["ESC", "D_ft", "D_rt", "HM", "HM_t", "KR paper: HM", "HM_t", "KR converged: HM", "HM_t"]
-    return table(header, lines)
+    return table(header, lines) + mark(rows)
 
 
 def in_turn() -> str:
-    """After each of the requests: what is left of all classes so far, and of the others."""
+    """
+    After each of the requests: the images of all classes so far that are taken for any of them, those that are taken
+    for their own, and what is right of the others.
+    """
     rows = rows_of("in-turn")
     most = max((len(row["request"]) for row in rows), default=0)
+
+    def cell(own: list[Row], pick: Callable[[str], Callable[[Row], float | None]]) -> str:
+        keys = ("any_test", "forget_test", "retain_test")
+        several = any(len(row["request"]) > 1 for row in own)
+        return " / ".join(average(own, pick(key)) for key in (keys if several else keys[1:]))
+
     lines = []
     for label in labels_of(rows):
-        cells = []
-        for number in range(1, most + 1):
-            own = [
-                row for row in rows if row["label"] == label and len(row["request"]) == number and "error" not in row
-            ]
-            cells.append(f"{average(own, head('forget_test'))} / {average(own, head('retain_test'))}" if own else "")
-        last = [row for row in rows if row["label"] == label and len(row["request"]) == most and "error" not in row]
+        by_number = [
+            [row for row in rows if row["label"] == label and len(row["request"]) == number and "error" not in row]
+            for number in range(1, most + 1)
+        ]
+        cells = [cell(own, head) if own else "" for own in by_number]
         cells += [
-            f"{average(last, probe(name, 'forget_test'))} / {average(last, probe(name, 'retain_test'))}"
+            cell(by_number[-1], lambda key, name=name: probe(name, key)) if by_number[-1] else ""
             for name in ("paper", "converged")
         ]
         lines.append([_title(label), *cells])
     header = ["method", *(f"{n} classes" if n > 1 else "1 class" for n in range(1, most + 1))]
-    return table([*header, f"KR paper, {most}", f"KR converged, {most}"], lines)
+    return table([*header, f"KR paper, {most}", f"KR converged, {most}"], lines) + mark(rows)
 
 
 def table5() -> str:
@@ -272,7 +287,9 @@ def short() -> str:
             for pick in (head, lambda key: probe("paper", key), lambda key: probe("converged", key))
         ]
         lines.append([_title(label), reads, *cells])
-    return table(["method", "needs retain images", "head", "KR, the paper's probe", "KR, a converged probe"], lines)
+    return table(
+        ["method", "needs retain images", "head", "KR, the paper's probe", "KR, a converged probe"], lines
+    ) + mark(rows)
 
 
 def spent() -> str:

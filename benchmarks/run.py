@@ -7,7 +7,8 @@ Run experiments: each file in `benchmarks/experiments/` is one, and its results 
     OMP_NUM_THREADS=1 python benchmarks/run.py --quick      # one class, one seed, forget-only methods: a few minutes
 
 A row is one method, one request and one seed. It is run again only if its settings, the model's weights, the images
-and how they are read, a reference's weights or what is measured have changed (`--again METHOD` where the code has).
+and how they are read, a reference's weights or what is measured have changed, and if its converged probe was stopped
+early (`--again METHOD` where other code has changed).
 Rows are written one by one, so a run that was killed goes on.
 
 Learning rates are those of `tune.py`. The Retrain references are runs of `examples/train_embedded.py --exclude CLASS`
@@ -30,7 +31,7 @@ import torch
 from methods import forget, images_sha256, reading_of
 from performance import setting
 from report_unlearning import READS_RETAIN, REFERENCES
-from results import read, write
+from results import any_stopped_early, read, write
 from transformers import HfArgumentParser, PreTrainedModel
 from transformers.utils import logging
 from tune import tuned_name, tuning_file
@@ -184,6 +185,7 @@ class Subject:
             "process_seconds": spent.get("process_seconds"),
             "accuracies": values["accuracies"],
             "retention": {probe: kept["mean"] for probe, kept in values["retention"].items()},
+            "probes": {probe: kept["settings"] for probe, kept in values["retention"].items()},
             "membership": result.membership.accuracy if result.membership else None,
             "zrf": result.zrf.zrf if result.zrf else None,
         }
@@ -250,6 +252,7 @@ def run_experiment(
             if not again and all(
                 rows.get(row, {}).get("key") == key
                 and not rows[row].get("stale")
+                and not any_stopped_early(rows[row].get("retention", ()), rows[row].get("probes", {}))
                 and weights in (None, rows[row].get("weights_sha256"))
                 for row, key, _ in steps
             ):

@@ -21,7 +21,6 @@ from hf_esc.features.head import site_outputs
 from hf_esc.features.moments import SecondMoment
 from hf_esc.features.sites import find_sites
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling.modeling_esc import wrap
 
 RESULTS = Path(__file__).parent / "results" / "several_classes.json"
 MODEL, FORGET = "embedded/resnet", ["Trouser", "Sneaker", "Bag"]
@@ -34,7 +33,7 @@ def main() -> None:
     model = load_classifier(MODEL, device="cpu")
     processor = load_processor(model)
     sites = find_sites(model, next(image_batches(data.train, processor, image_column="image", batch_size=1)))
-    splits = features_and_predictions(wrap(model, [site.to_dict() for site in sites]), data, processor)
+    splits = features_and_predictions(model, data, processor, MODEL)
     forget = torch.tensor([data.label_names.index(name) for name in FORGET])
     (train, _, train_labels), (test, _, test_labels) = (
         map(torch.as_tensor, splits[name]) for name in ("train", "test")

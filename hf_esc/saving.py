@@ -92,7 +92,8 @@ def make_own_folder(parent: str | Path | None, prefix: str) -> Path:
     """
     Make a temporary folder that is known to be in use while this process lives.
 
-    Those of the same prefix that killed runs left in `parent` are removed, but for one that holds a user's old model.
+    Those of the same prefix that killed runs left in `parent` are removed. One with an old model in it stays until a
+    new one has taken its place.
 
     Args:
         parent (`str` or `Path`, *optional*): Where; the system's folder for temporary files by default.
@@ -100,7 +101,8 @@ def make_own_folder(parent: str | Path | None, prefix: str) -> Path:
     """
     parent = Path(parent if parent is not None else tempfile.gettempdir())
     for left in parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
-        if not (left.parent / "old").exists() and (lock := _lock(left)) is not None:
+        replaced = not (left.parent / "old").exists() or not (left.parent / "new").exists()
+        if replaced and (lock := _lock(left)) is not None:
             shutil.rmtree(left.parent, ignore_errors=True)
             lock.close()
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
@@ -210,6 +212,7 @@ def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> 
         if placed or not old.exists():
             remove_own_folder(hidden)
         else:
+            (hidden / _LOCK).unlink(missing_ok=True)  # so that no run removes it
             shutil.rmtree(fresh, ignore_errors=True)
 
 

@@ -124,7 +124,7 @@ def test_a_row_of_remap(rows, resnet, fashion, experiment, folder):
     few = seen.test.features[:10]
     case = remap_benchmark.Case(seen.train, seen.test, TROUSER, few, few)
     near(case.gate(factor), stored["seed=0"]["gate"], points=0.5)
-    head, probes = case.head(factor, factor), case.measured(factor, 0)
+    head, probes = case.head(factor, factor), case.measured(factor, 0)["probes"]
     near(head, stored["seed=0"]["head"], points=0.5)
     for probe, values in probes.items():
         near(values, stored["seed=0"]["probes"][probe], points=4 if probe == "one_vs_rest" else 3)

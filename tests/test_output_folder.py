@@ -169,6 +169,11 @@ def test_if_somebody_takes_the_place_the_old_folder_stays_and_is_named(tmp_path,
     with pytest.raises(OutputError, match="What was there before is in") as error:
         replace()
     assert which(target) == "of somebody else"
+    monkeypatch.setattr(Path, "rename", rename)
+    for folder in tmp_path.glob(".model.unfinished-*"):
+        killed(folder)
+    with write_folder(target, overwrite=True) as folder:
+        model_in(folder, "newer")
     assert which(Path(str(error.value).rpartition(" is in ")[2].rstrip("."))) == "old"
 
 
@@ -298,16 +303,18 @@ def test_what_killed_runs_left_goes_with_the_next_and_what_others_write_stays(tm
     target = tmp_path / "model"
     model_in(target)
     parent, prefix = (target, ".unfinished-") if write is write_into else (tmp_path, ".model.unfinished-")
-    dead, alive, with_old = (make_own_folder(parent, prefix) for _ in range(3))
+    dead, alive, with_old, replaced = (make_own_folder(parent, prefix) for _ in range(4))
     other = killed(make_own_folder(parent, ".another.unfinished-"))
-    for folder in (dead, alive):
+    for folder in (dead, alive, with_old):
         model_in(folder / "new")
-    model_in(with_old / "old")
-    for folder in (dead, with_old):
+    for folder in (with_old, replaced):
+        model_in(folder / "old")
+    for folder in (dead, with_old, replaced):
         killed(folder)
     with write(target) as folder:
         model_in(folder, "new")
         assert not dead.exists()
+        assert not replaced.exists()  # the new model stands in its place
         with write(tmp_path / "second") as second:
             model_in(second)
         assert folder.exists()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import OptionError, RankError
+from ..errors import ImageError, OptionError, RankError
 from ..methods import METHODS
 from ..saving import check_output, own_folder, write_folder
 from . import options
@@ -175,8 +175,14 @@ def erase(
         clock.lap("save")
         if evaluate:
             measured = (original, reloaded, request, processor, batch_size, num_workers)
-            before, after = before_and_after(*measured)
-            earlier = forgotten_earlier(*measured)
+            try:
+                before, after = before_and_after(*measured)
+                earlier = forgotten_earlier(*measured)
+            except ImageError as error:
+                raise ImageError(
+                    f"{error} Only the accuracies need this image. Repair it, or erase without accuracies: "
+                    "`--no-evaluate`."
+                ) from error
             note_brought_back(folder, reloaded.config, earlier)
             clock.lap("evaluate")
 
