@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo space test test-quick test-oldest lint types docs bench bench-check tune experiments experiments-quick paper-table1 report figures wheel clean
+.PHONY: demo space test test-quick test-oldest lint types docs bench bench-check faults tune experiments experiments-quick paper-table1 report figures wheel clean
 
 $(INSTALLED): pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,9 @@ bench: $(INSTALLED)  ## The bars of speed and memory and what ESC and ESC-T do t
 
 bench-check: $(INSTALLED)  ## Are there results of every method, model and class?
 	$(BIN)/python benchmarks/complete.py
+
+faults: $(INSTALLED)  ## Damaged folders, killed commands, full disks: what is missing of benchmarks/results/faults.json
+	$(BIN)/python benchmarks/faults.py
 
 tune: $(INSTALLED)  ## Learning rates of all methods on validation images, into benchmarks/results/tuning/
 	$(BIN)/python benchmarks/tune.py --model embedded/resnet

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import mean
 
+import report_faults
 import report_methods
 import report_unlearning
 from results import any_stopped_early, early_mark, parts_stopped_early, stopped_early
@@ -510,7 +511,7 @@ BLOCKS = {
         test,
     )
 } | report_unlearning.BLOCKS
-BLOCKS |= report_methods.BLOCKS
+BLOCKS |= report_methods.BLOCKS | report_faults.BLOCKS
 
 
 def main() -> None:

@@ -23,17 +23,25 @@ except ImportError:  # on Windows: what killed runs left stays there
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 # An evaluation is of the model that it was made with.
 _MODEL_FILES = {"config.json", "preprocessor_config.json", "evaluation.json"}
+# Code that travels beside a model: ours, and that of an architecture which transformers does not have.
+_MODEL_FILES |= {file.name for file in Path(__file__).with_name("modeling").glob("*.py")} - {"__init__.py"}
+_BASE_CODE = re.compile(r"(modeling|configuration)_\w+\.py")
 # What a disk says. Other errors of the operating system, such as a lost connection, are not about the folder.
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _OF_DISK |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV}
 # A file in each temporary folder, which its process locks while it lives.
 _LOCK = ".lock"
 _locked: dict[Path, IO[str]] = {}
+# A folder into which the files of a model are written, in the folder that they are to be in.
+_HIDDEN = ".unfinished-"
 
 
-def check_output(folder: Path, *, overwrite: bool) -> None:
+def check_output(folder: Path, *, overwrite: bool) -> tuple | None:
     """
     Check before the work that its result can be written to `folder`.
+
+    Returns:
+        What is there, for [`write_folder`]: it tells whether somebody else has written there since.
 
     Raises:
         OutputError: If `folder` is a file or a mount point, if it cannot be made, if it is not empty and `overwrite`
@@ -44,13 +52,14 @@ def check_output(folder: Path, *, overwrite: bool) -> None:
         raise OutputError(f"The output {folder} is a mount point, which cannot be replaced. Name a folder in it.")
     check_place(folder, within=folder.resolve().parent)
     if not folder.is_dir() or not any(folder.iterdir()):
-        return
+        return None
     if not overwrite:
         raise OutputError(f"The output folder {folder} is not empty. Pass --overwrite to replace the model in it.")
     if not _holds_model(folder):
         raise OutputError(
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
+    return _state(folder.resolve())
 
 
 def check_place(folder: Path, *, within: Path | None = None) -> None:
@@ -83,7 +92,8 @@ def make_own_folder(parent: str | Path | None, prefix: str) -> Path:
     """
     Make a temporary folder that is known to be in use while this process lives.
 
-    Those of the same prefix that killed runs left in `parent` are removed, but for one that holds a user's old model.
+    Those of the same prefix that killed runs left in `parent` are removed. One with an old model in it stays until a
+    new one has taken its place.
 
     Args:
         parent (`str` or `Path`, *optional*): Where; the system's folder for temporary files by default.
@@ -91,7 +101,8 @@ def make_own_folder(parent: str | Path | None, prefix: str) -> Path:
     """
     parent = Path(parent if parent is not None else tempfile.gettempdir())
     for left in parent.glob(f"{glob.escape(prefix)}*/{_LOCK}"):
-        if not (left.parent / "old").exists() and (lock := _lock(left)) is not None:
+        replaced = not (left.parent / "old").exists() or not (left.parent / "new").exists()
+        if replaced and (lock := _lock(left)) is not None:
             shutil.rmtree(left.parent, ignore_errors=True)
             lock.close()
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
@@ -135,6 +146,16 @@ def _lock(file: Path) -> IO[str] | None:
     return opened
 
 
+def _is_alive(hidden: Path) -> bool:
+    """Whether the process that made a temporary folder is still at work, as far as locks tell."""
+    if not (hidden / _LOCK).exists():
+        return False
+    lock = _lock(hidden / _LOCK)
+    if lock is not None:
+        lock.close()
+    return lock is None
+
+
 def _holds_model(folder: Path) -> bool:
     try:
         return "model_type" in json.loads((folder / "config.json").read_text())
@@ -143,20 +164,27 @@ def _holds_model(folder: Path) -> bool:
 
 
 @contextmanager
-def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
+def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> Iterator[Path]:
     """
     Give a hidden folder beside `folder` to write into. It replaces `folder` if the context ends without an error.
 
     A link stays a link, and the folder that it points to is replaced. Until the new folder is in place, the old one is
     there, or is put back: by an error at once, and after a kill by the next run.
 
+    Args:
+        folder (`Path`): The folder.
+        overwrite (`bool`): Whether a model may be there.
+        since (*optional*): What [`check_output`] found before the work. By default, what is there now.
+
     Raises:
         OutputError: As in [`check_output`]; if it cannot be written, as on a full disk; or if somebody else wrote it
             meanwhile.
     """
-    check_output(folder, overwrite=overwrite)
+    found = check_output(folder, overwrite=overwrite)
+    seen = found if since == () else since
+    if found != seen:
+        raise _meanwhile(folder)
     target = folder.resolve()
-    seen = _state(target)
     with reported(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
         hidden = make_own_folder(target.parent, _hidden_prefix(target))
@@ -166,9 +194,7 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             if _state(target) != seen:
-                raise OutputError(
-                    f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder."
-                )
+                raise _meanwhile(folder)
             if target.exists():
                 # Files that are not part of a model, such as notes or `.git`, belong to the user and stay.
                 for item in target.iterdir():
@@ -186,6 +212,7 @@ def write_folder(folder: Path, *, overwrite: bool) -> Iterator[Path]:
         if placed or not old.exists():
             remove_own_folder(hidden)
         else:
+            (hidden / _LOCK).unlink(missing_ok=True)  # so that no run removes it
             shutil.rmtree(fresh, ignore_errors=True)
 
 
@@ -194,37 +221,120 @@ def write_into(folder: Path) -> Iterator[Path]:
     """
     Give a hidden folder to write a model into. Its files move to `folder` if the context ends without an error.
 
-    What else is in `folder`, such as checkpoints, stays. A model that is there is replaced: its configuration goes
-    first and the new one comes last, so that a ledger never stands beside weights that are not its own.
+    What else is in `folder`, such as checkpoints, stays. A model that is there goes aside, its configuration first,
+    and the new configuration comes last, so that a ledger never stands beside weights that are not its own. Until then
+    the old model is put back: by an error at once, and after a kill by the next run.
 
     Raises:
         OutputError: If the files cannot be written, as on a full disk.
     """
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with own_folder(folder, ".unfinished-") as hidden:
-            (hidden / "new").mkdir()
-            yield hidden / "new"
-            fresh = sorted((hidden / "new").iterdir(), key=lambda item: item.name == "config.json")
-            (folder / "config.json").unlink(missing_ok=True)
-            for stale in folder.iterdir():
-                if _WEIGHTS.fullmatch(stale.name) or stale.name == "evaluation.json":
-                    stale.unlink()
-            for item in fresh:
+        restore_into(folder)
+        hidden = make_own_folder(folder, _HIDDEN)
+        fresh, aside = hidden / "new", hidden / "aside"
+        try:
+            fresh.mkdir()
+            yield fresh
+            aside.mkdir()
+            for item in sorted(folder.iterdir(), key=_configuration, reverse=True):
+                if _of_model(item):
+                    os.replace(item, aside / item.name)
+            aside.rename(hidden / "old")  # from here on, what is in the folder is new
+            for item in sorted(fresh.iterdir(), key=_configuration):
                 os.replace(item, folder / item.name)
+        finally:
+            _put_back(folder, hidden)
+            remove_own_folder(hidden)
+
+
+def write_file(file: Path, text: str) -> None:
+    """
+    Write a file whole or not at all: what was there stays until all of the new one is written.
+
+    Raises:
+        OutputError: If it cannot be written, as on a full disk.
+    """
+    target = file.resolve()  # a link stays
+    with reported(file):
+        if file.exists() and not file.is_file():  # a pipe or a terminal, say
+            file.write_text(text, encoding="utf-8")
+            return
+        fresh = target.with_name(f".{target.name}.unfinished")
+        try:
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(target)
+        finally:
+            fresh.unlink(missing_ok=True)
+
+
+def restore_into(folder: Path) -> None:
+    """Put an old model back that a run was about to replace in its folder when it was killed."""
+    for hidden in folder.glob(f"{_HIDDEN}*"):
+        if any((hidden / name).is_dir() for name in ("aside", "old")) and not _is_alive(hidden):
+            _put_back(folder, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _put_back(folder: Path, hidden: Path) -> None:
+    """The old model's files, all of them or those that had gone aside; where the new model is whole, nothing."""
+    if (folder / "config.json").exists():  # it goes first and comes last
+        return
+    if (hidden / "old").is_dir():
+        for item in folder.iterdir():
+            if _of_model(item):
+                item.unlink()
+    for item in sorted([*hidden.glob("aside/*"), *hidden.glob("old/*")], key=_configuration):
+        os.replace(item, folder / item.name)
+
+
+def _configuration(item: Path) -> bool:
+    return item.name == "config.json"
 
 
 @contextmanager
-def reported(folder: Path, *, left: str = "Nothing of it is there.") -> Iterator[None]:
+def claimed(folder: Path) -> Iterator[None]:
+    """
+    Hold a folder for one run, until the context ends or the process does.
+
+    Raises:
+        OutputError: If another run holds it, or if it cannot be made.
+    """
+    made = not folder.is_dir()
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY) if fcntl is not None else None
+    try:
+        if held is not None:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(
+                    f"Another run is writing to {folder}. Wait until it has ended, or name another folder."
+                ) from None
+            except OSError:
+                pass  # this file system has no locks
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _meanwhile(folder: Path) -> OutputError:
+    return OutputError(f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder.")
+
+
+@contextmanager
+def reported(folder: Path, *, left: str = "What was there before is as it was.") -> Iterator[None]:
     """What the file system says, as an [`OutputError`] that also says what is left in the folder."""
     try:
         yield
     except HfEscError:
         raise
     except Exception as error:
-        # safetensors has an error of its own for a full disk, which is not the file system's.
-        of_disk = isinstance(error, OSError) and error.errno in _OF_DISK
-        if not of_disk and type(error).__name__ != "SafetensorError":
+        if not is_of_disk(error):
             raise
         raise OutputError(
             f"The output {folder} cannot be written: {error}. {left} Mend the cause, or name another folder, and run "
@@ -232,8 +342,15 @@ def reported(folder: Path, *, left: str = "Nothing of it is there.") -> Iterator
         ) from error
 
 
+def is_of_disk(error: Exception) -> bool:
+    """Whether a disk is what an error is about: it is full, say, or nobody may write there."""
+    # safetensors has an error of its own for a full disk, which is not the file system's.
+    return (isinstance(error, OSError) and error.errno in _OF_DISK) or type(error).__name__ == "SafetensorError"
+
+
 def _of_model(item: Path) -> bool:
-    return item.name in _MODEL_FILES or _WEIGHTS.fullmatch(item.name) is not None
+    names = _WEIGHTS.fullmatch(item.name) or _BASE_CODE.fullmatch(item.name)
+    return not item.is_dir() and (item.name in _MODEL_FILES or names is not None)
 
 
 def _link(item: Path, to: Path) -> None:
@@ -269,6 +386,8 @@ def _restore(folder: Path) -> None:
     if target.exists() or not target.parent.is_dir():
         return
     for old in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}*/old"):
+        if _is_alive(old.parent):  # it is just about to put the new one there
+            continue
         old.rename(target)
         shutil.rmtree(old.parent, ignore_errors=True)
         return

@@ -13,8 +13,8 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForImageClassif
 from hf_esc import ESCFeatureModel, ESCModel, ESCTTrainer, ESCTTrainingArguments, erase
 from hf_esc.data import image_batches
 from hf_esc.embedded import embedded_models
+from hf_esc.erasure.wrapping import wrap
 from hf_esc.loading import load_classifier, load_processor
-from hf_esc.modeling.modeling_esc import wrap
 from hf_esc.modeling.projection import LowRankFactor, MaskedFactor, product
 
 pytestmark = pytest.mark.slow

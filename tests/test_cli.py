@@ -20,7 +20,16 @@ from .tiny import ranks, tiny
 
 ROOT = Path(__file__).parents[1]
 
-ACCURACIES = {"forget_train", "retain_train", "forget_test", "retain_test", "hm_train", "hm_test"}
+ACCURACIES = {
+    "forget_train",
+    "retain_train",
+    "forget_test",
+    "retain_test",
+    "hm_train",
+    "hm_test",
+    "any_train",
+    "any_test",
+}
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +216,10 @@ BAD = {
     "other labels": ({"dataset": "{tmp}/animals"}, ["labels are not the model's", "'cat'", "'Ankle boot'"]),
     "other count of labels": ({"dataset": "{tmp}/numbers"}, ["3 classes", "10", "equal counts"]),
     "broken image": ({"dataset": "{tmp}/broken"}, ["Image 1 (trouser.png) cannot be read"]),
+    "broken image to keep": (
+        {"dataset": "{tmp}/broken", "forget": "T-shirt/top", "rank": "1"},
+        ["Image 1 (trouser.png) cannot be read", "or erase without accuracies: `--no-evaluate`"],
+    ),
     "no image of the class": ({"forget": "Trouser", "dataset": "{tmp}/no_trousers"}, ["forget set is empty"]),
     "no such column": ({"image-column": "photo"}, ["no column 'photo'", "'image', 'label'"]),
     "column without labels": ({"label-column": "image"}, ["not one label per image"]),

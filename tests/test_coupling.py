@@ -78,6 +78,7 @@ CALLED = {
 
 # Classes, attributes of classes, and modules.
 THERE = (
+    "datasets.config.HF_DATASETS_CACHE",
     "datasets.packaged_modules.imagefolder.imagefolder.ImageFolder.EXTENSIONS",
     "evaluate.evaluation_suite.evaluation_module_factory",
     "evaluate.inspect.evaluation_module_factory",
@@ -119,6 +120,7 @@ ON_OBJECTS = (
     "torch.nn.Module()._forward_hooks",
     "torch.nn.Module()._forward_pre_hooks",
     "transformers.HfArgumentParser()._option_string_actions",
+    "transformers.PreTrainedConfig()._attn_implementation",
     "transformers.PreTrainedConfig()._name_or_path",
     "transformers.Trainer()._train_batch_size",
     "transformers.Trainer().optimizer_cls_and_kwargs",
@@ -361,7 +363,8 @@ def private_names(tree: ast.Module) -> set[str]:
                 names.add(str(name))
             case ast.ImportFrom(level=0, names=aliases):
                 names |= {alias.name for alias in aliases}
-    return {name for name in names if re.match(r"_[a-zA-Z]", name)}
+    documented = {"_exit"}  # of os
+    return {name for name in names - documented if re.match(r"_[a-zA-Z]", name)}
 
 
 def library_names(tree: ast.Module) -> set[str]:

@@ -1,11 +1,13 @@
 """What is loaded is a trained image classifier with its processor, or it is refused."""
 
+import json
+
 import pytest
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor, ViTModel
 
 from hf_esc.embedded import embedded_models, resolve_model
-from hf_esc.errors import DataError, ModelError
+from hf_esc.errors import DataError, HfEscError, ModelError
 from hf_esc.loading import load_classifier, load_processor
 
 CONFIG = ViTConfig(
@@ -74,3 +76,24 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
             ModelError, match=f"No image classifier can be loaded from '{name}'.*It should be `embedded`"
         ):
             load_classifier(name)
+
+
+@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
+def test_a_damaged_file_of_settings_is_a_typed_error_or_loads(tmp_path, file):
+    """Whatever transformers raises for a setting that is not one."""
+    ViTForImageClassification(CONFIG).save_pretrained(tmp_path)
+    ViTImageProcessor().save_pretrained(tmp_path)
+    whole = json.loads((tmp_path / file).read_text())
+    errors = 0
+    for key in whole:
+        for value in ("no such value", {"no": 1}):
+            (tmp_path / file).write_text(json.dumps(whole | {key: value}))
+            try:
+                load_processor(load_classifier(str(tmp_path)))
+            except HfEscError:
+                errors += 1
+    assert errors > 3
+    for data in (b"", b"{", b"\xff\xfe", b"[]", b"null", b'"x"'):
+        (tmp_path / file).write_bytes(data)
+        with pytest.raises(HfEscError):
+            load_processor(load_classifier(str(tmp_path)))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_esc import ESCModel, erase, load_classifier, verify
@@ -146,6 +147,26 @@ def test_a_model_that_was_wrapped_before_is_not_wrapped_again():
     erased = quietly(model, batches(images(6)), rank=1)
     twice = quietly(erased, batches(images(6, 1)), rank=1)
     assert type(twice.model) is type(model)
+
+
+def test_a_model_that_its_own_code_loaded_is_not_wrapped_again(tmp_path):
+    """It is no instance of our class, and its erasures are in its ledger all the same."""
+    vit = ZOO["vit"]
+    forget = [batches(vit.inputs(8, seed)["pixel_values"]) for seed in (1, 2)]
+    ours = quietly(vit.build(), forget[0], rank=1)
+    ours.save_pretrained(tmp_path / "first")
+    own_class = get_class_from_dynamic_module("modeling_esc.ESCModel", str(tmp_path / "first"))
+    assert not issubclass(own_class, ESCModel)
+    theirs = own_class.from_pretrained(tmp_path / "first")
+    twice = quietly(theirs, forget[1], rank=1)
+    assert type(twice.model) is type(ours.model)
+    assert [len(group) for group in twice.config.factors] == [1]
+    assert [record["method"] for record in twice.config.erasures] == ["esc", "esc"]
+    twice.save_pretrained(tmp_path / "second")
+    assert verify(tmp_path / "second")[-1].passed is not False
+    with torch.no_grad():
+        expected = quietly(ours, forget[1], rank=1)(**vit.inputs(4)).logits
+        assert torch.equal(load_classifier(tmp_path / "second", device="cpu")(**vit.inputs(4)).logits, expected)
 
 
 # What counts is how many forget images the head gives their class afterwards.
@@ -323,15 +344,25 @@ def test_every_head_has_the_projection_before_it_at_every_call(name, how):
     for path in paths:
         parent = erased.model.get_submodule(path.rpartition(".")[0])
         child, head = path.rpartition(".")[2], erased.model.get_submodule(path)
-        hooks = dict(head._forward_pre_hooks)
         if how == "removed hooks":
             head._forward_pre_hooks.clear()
         elif how == "wrapped":
             setattr(parent, child, Adapter(head))
         else:
             setattr(parent, child, nn.Linear(head.in_features, head.out_features))
-        with pytest.raises(SiteError, match="replaced or wrapped"):
-            erased(**inputs)
-        setattr(parent, child, head)
-        head._forward_pre_hooks.update(hooks)
+        erased(**inputs)  # which puts it there
+        seen: list[torch.Tensor] = []
+        for module in erased.model.get_submodule(path).modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        erased(**inputs)
+        basis = erased.projections[0].factors[0].basis
+        assert len(seen) == (2 if how == "wrapped" else 1)  # the head, and what the adapter has of its own
+        for features in seen:
+            assert (features @ basis).abs().max() < 1e-5
+        setattr(parent, child, head)  # as after a merge
+        erased(**inputs)
+        assert (erased(**inputs).pooler_output @ basis).abs().max() < 1e-5
+    delattr(parent, child)
+    with pytest.raises((SiteError, AttributeError)):
         erased(**inputs)

@@ -1,5 +1,6 @@
 """ESCModel: the backbone is the original's, the projection stays what it is, and every way of running it agrees."""
 
+import asyncio
 import copy
 import pickle
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +11,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification, Trainer, TrainingArguments
 
 from hf_esc import ESCModel, erase
+from hf_esc.erasure.wrapping import wrap
 from hf_esc.errors import CheckpointError, ModelError, SiteError
-from hf_esc.modeling.modeling_esc import wrap
 from tests.tiny import ranks
 from tests.zoo import ZOO
 
@@ -155,6 +156,9 @@ def test_compiles_and_exports_as_one_graph(erased, inputs):
     expected = logits(erased, inputs)
     compiled = torch.compile(erased, fullgraph=True, backend="eager")
     torch.testing.assert_close(logits(compiled, inputs), expected)
+    with erased.disable_projection():
+        torch.testing.assert_close(logits(compiled, inputs), logits(erased.model, inputs))
+    torch.testing.assert_close(logits(compiled, inputs), expected)
     exported = torch.export.export(erased, (inputs["pixel_values"],)).module()
     with torch.no_grad():
         torch.testing.assert_close(exported(inputs["pixel_values"]).logits, expected)
@@ -231,8 +235,11 @@ def test_on_a_gpu_it_is_the_erasure_of_the_cpu(resnet, fashion):
 
 
 def test_a_replaced_head_does_not_slip_past_the_projection(erased, inputs):
-    erased.model.classifier = nn.Linear(32, 5)
-    with pytest.raises(SiteError, match="was replaced or wrapped"):
+    erased.model.classifier = new = nn.Linear(32, 5)
+    torch.testing.assert_close(logits(erased, inputs), new(erased.features(**inputs)))
+    assert (erased.features(**inputs) @ erased.projections[0].factors[0].basis).abs().max() < 1e-5
+    del erased.model.classifier
+    with pytest.raises(SiteError, match=r"The head 'classifier' .* is gone"):
         erased(**inputs)
 
 
@@ -262,6 +269,65 @@ def test_what_one_thread_switches_off_stays_on_in_another(erased, inputs):
     projected = logits(erased, inputs)
     with erased.disable_projection(), ThreadPoolExecutor(1) as pool:
         assert torch.equal(pool.submit(logits, erased, inputs).result(), projected)
+
+
+def test_what_one_task_switches_off_stays_on_in_another(erased, inputs):
+    """One task awaits while the projection is off for it; the others of the same thread answer meanwhile."""
+    projected = logits(erased, inputs)
+    with erased.disable_projection():
+        original = logits(erased, inputs)
+
+    async def looks(entered: asyncio.Event, answered: asyncio.Event):
+        with erased.disable_projection():
+            entered.set()
+            await answered.wait()
+            return logits(erased, inputs)
+
+    async def serves(entered: asyncio.Event, answered: asyncio.Event):
+        await entered.wait()
+        found = logits(erased, inputs), await asyncio.to_thread(logits, erased, inputs)
+        answered.set()
+        return found
+
+    async def both():
+        events = asyncio.Event(), asyncio.Event()
+        return await asyncio.gather(looks(*events), serves(*events))
+
+    own, others = asyncio.run(both())
+    assert torch.equal(own, original)
+    assert all(torch.equal(answer, projected) for answer in others)
+
+
+def test_a_task_that_was_started_while_it_was_off_gets_erased_answers_afterwards(erased, inputs):
+    """A task inherits what its creator had switched, and must not keep it."""
+    projected = logits(erased, inputs)
+
+    async def serves(until: asyncio.Event):
+        await until.wait()
+        return logits(erased, inputs)
+
+    async def main():
+        over = asyncio.Event()
+        with erased.disable_projection():
+            task = asyncio.create_task(serves(over))
+            await asyncio.sleep(0)
+        over.set()
+        return await task
+
+    assert torch.equal(asyncio.run(main()), projected)
+
+
+def test_a_suspended_generator_shares_what_it_switched_off_with_its_caller(erased, inputs):
+    def looking():
+        with erased.disable_projection():
+            yield
+
+    projected = logits(erased, inputs)
+    generator = looking()
+    next(generator)
+    assert not torch.equal(logits(erased, inputs), projected)
+    generator.close()
+    assert torch.equal(logits(erased, inputs), projected)
 
 
 def test_autocast_does_not_leave_a_part_of_the_class(erased, inputs):

@@ -1,5 +1,6 @@
 """An output folder is written whole or not at all."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,15 @@ import pytest
 from hf_esc import saving
 from hf_esc.data import load_images
 from hf_esc.errors import OutputError
-from hf_esc.saving import check_output, check_place, make_own_folder, own_folder, write_folder, write_into
+from hf_esc.saving import (
+    check_output,
+    check_place,
+    make_own_folder,
+    own_folder,
+    restore_into,
+    write_folder,
+    write_into,
+)
 
 
 def fail_within(target, content: str) -> None:
@@ -160,6 +169,11 @@ def test_if_somebody_takes_the_place_the_old_folder_stays_and_is_named(tmp_path,
     with pytest.raises(OutputError, match="What was there before is in") as error:
         replace()
     assert which(target) == "of somebody else"
+    monkeypatch.setattr(Path, "rename", rename)
+    for folder in tmp_path.glob(".model.unfinished-*"):
+        killed(folder)
+    with write_folder(target, overwrite=True) as folder:
+        model_in(folder, "newer")
     assert which(Path(str(error.value).rpartition(" is in ")[2].rstrip("."))) == "old"
 
 
@@ -206,39 +220,81 @@ def test_a_mount_point_and_a_full_disk_are_errors_that_say_what_to_do(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("killed_at", range(4))
-def test_a_ledger_never_stands_beside_weights_that_are_not_its_own(tmp_path, monkeypatch, killed_at):
-    """Into a folder that stays: the old configuration goes first, the new one comes last, after its weights."""
+@pytest.mark.parametrize("kind", ["an error", "a kill"])
+@pytest.mark.parametrize("at", range(8))
+def test_a_model_in_a_folder_that_stays_is_the_old_or_the_new_whatever_ends_the_write(tmp_path, monkeypatch, kind, at):
+    """An error puts the old one back at once, and after a kill the next run does: no step is left to the dead."""
     model_in(tmp_path)
+    (tmp_path / "modeling_old.py").write_text("its code")
     (tmp_path / "checkpoint-3").mkdir()
-    replace, done = os.replace, []
+    done = []
 
-    def killed(source, to):
-        done.append(to)
-        if len(done) > killed_at:
-            raise KeyboardInterrupt
-        replace(source, to)
+    def step(real):
+        def failing(*args, **kwargs):
+            done.append(args)
+            if len(done) - 1 == at or (kind == "a kill" and len(done) > at):
+                raise KeyboardInterrupt
+            return real(*args, **kwargs)
+
+        return failing
 
     def write() -> None:
         with write_into(tmp_path) as folder:
             model_in(folder, "new")
-            monkeypatch.setattr(os, "replace", killed)
+            (folder / "notes.txt").unlink()
+            monkeypatch.setattr(os, "replace", step(os.replace))
+            monkeypatch.setattr(Path, "rename", step(Path.rename))
 
-    if killed_at < 3:
-        with pytest.raises(KeyboardInterrupt):
-            write()
-    else:
+    steps = 6  # three files of the old one go, one folder gets its name, two files of the new one come
+    with pytest.raises(KeyboardInterrupt) if at < steps else contextlib.nullcontext():
         write()
+    monkeypatch.undo()
     config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     assert not config.exists() or weights.read_text() == which(tmp_path)
-    assert config.exists() == (killed_at >= 3)
+    if kind == "a kill":
+        for hidden in tmp_path.glob(".unfinished-*"):
+            killed(hidden)
+        restore_into(tmp_path)
+    assert which(tmp_path) == weights.read_text() == ("old" if at < steps else "new")
+    assert (tmp_path / "modeling_old.py").exists() == (at < steps)
     assert (tmp_path / "checkpoint-3").is_dir()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not list(tmp_path.glob(".unfinished-*"))
+
+
+@pytest.mark.parametrize("write", [lambda folder: write_folder(folder, overwrite=True), write_into])
+def test_the_code_of_the_model_that_was_there_goes_with_it(tmp_path, write):
+    """Or `verify` finds code beside the new model that is not its own."""
+    model_in(tmp_path / "model")
+    code = ["modeling_esc.py", "factors.py", "base_code.py", "configuration_all_cnn.py", "modeling_all_cnn.py"]
+    for name in [*code, "my_plots.py"]:
+        (tmp_path / "model" / name).write_text("")
+    with write(tmp_path / "model") as folder:
+        model_in(folder, "new")
+        (folder / "factors.py").write_text("new")
+    assert not {*code} - {"factors.py"} & {path.name for path in (tmp_path / "model").iterdir()}
+    assert (tmp_path / "model" / "factors.py").read_text() == "new"
+    assert (tmp_path / "model" / "my_plots.py").exists()
+
+
+def test_a_folder_that_somebody_wrote_since_the_work_began_is_not_replaced(tmp_path):
+    target = tmp_path / "model"
+    model_in(target)
+    found = check_output(target, overwrite=True)
+    with write_folder(target, overwrite=True) as folder:  # another run, begun later and done earlier
+        model_in(folder, "of somebody else")
+    with (
+        pytest.raises(OutputError, match="Somebody else has written"),
+        write_folder(target, overwrite=True, since=found),
+    ):
+        pass
+    assert which(target) == "of somebody else"
 
 
 def killed(folder: Path) -> Path:
     """The folder, as if the process that made it had been killed: its lock goes, and nothing else."""
-    saving._locked.pop(folder).close()
+    if folder in saving._locked:
+        saving._locked.pop(folder).close()
     return folder
 
 
@@ -247,22 +303,25 @@ def test_what_killed_runs_left_goes_with_the_next_and_what_others_write_stays(tm
     target = tmp_path / "model"
     model_in(target)
     parent, prefix = (target, ".unfinished-") if write is write_into else (tmp_path, ".model.unfinished-")
-    dead, alive, with_old = (make_own_folder(parent, prefix) for _ in range(3))
+    dead, alive, with_old, replaced = (make_own_folder(parent, prefix) for _ in range(4))
     other = killed(make_own_folder(parent, ".another.unfinished-"))
-    for folder in (dead, alive):
+    for folder in (dead, alive, with_old):
         model_in(folder / "new")
-    model_in(with_old / "old")
-    for folder in (dead, with_old):
+    for folder in (with_old, replaced):
+        model_in(folder / "old")
+    for folder in (dead, with_old, replaced):
         killed(folder)
     with write(target) as folder:
         model_in(folder, "new")
         assert not dead.exists()
+        assert not replaced.exists()  # the new model stands in its place
         with write(tmp_path / "second") as second:
             model_in(second)
         assert folder.exists()
     assert which(target) == "new"
     assert alive.exists()
-    assert with_old.exists()  # somebody's model
+    # Somebody's model; in a folder whose new model is whole, the old one is no longer wanted.
+    assert with_old.exists() == (write is not write_into)
     assert other.exists()
     saving.remove_own_folder(alive)
     assert not alive.exists()

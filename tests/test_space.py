@@ -25,16 +25,27 @@ from hf_esc.loading import load_processor
 
 SPACE = Path(__file__).parents[1] / "examples" / "space"
 TROUSER = 1
+# Images of each class to measure on: fewer than on the page.
+PER_CLASS = 50
+# The page as `make space` serves it, but for that.
+PAGE = """
+import runpy, sys
+folder, per_class = sys.argv[1:]
+sys.path.insert(0, folder)
+import forgetting
+forgetting.PER_CLASS = int(per_class)
+runpy.run_path(folder + "/app.py", run_name="__main__")
+"""
 
 
 @pytest.fixture(scope="module")
 def forgetting():
-    """The module that computes what the page shows, on fewer images than the page."""
+    """The module that computes what the page shows."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(SPACE))
         import forgetting
 
-        patch.setattr(forgetting, "PER_CLASS", 50)
+        patch.setattr(forgetting, "PER_CLASS", PER_CLASS)
         yield forgetting
 
 
@@ -210,7 +221,7 @@ def test_the_card_is_one_of_a_space(app):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Where the page is served, as `make space` does."""
+    """Where the page is served."""
     pytest.importorskip("gradio", reason="the demo needs gradio")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -221,7 +232,7 @@ def address(tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "app.txt"
     with log.open("w") as out:
         server = subprocess.Popen(
-            [sys.executable, SPACE / "app.py"],
+            [sys.executable, "-c", PAGE, str(SPACE), str(PER_CLASS)],
             env=os.environ | offline | where | temporary,
             stdout=out,
             stderr=subprocess.STDOUT,

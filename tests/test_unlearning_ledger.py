@@ -208,7 +208,9 @@ trainer = trained(
 trainer.push_to_hub()
 code, out, err = command("push", output, repo_id + "-command")
 assert code == 0, err
-report = test_card.report(projection_sha256=None, weights_sha256=weights_sha256(trainer.model))
+report = test_card.report(
+    projection_sha256=None, weights_sha256=weights_sha256(trainer.model), method=["delete"], left_out=[]
+)
 hf_esc.hub.push.push(trainer.model, repo_id + "-report", report=report)
 answer = [code, out]
 """

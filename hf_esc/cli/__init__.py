@@ -7,6 +7,7 @@ from typing import Any
 import typer
 
 from ..errors import HfEscError, IncompleteErasureWarning
+from ..saving import is_of_disk
 from .erase import erase
 from .evaluate import evaluate
 from .processes import end_as_one, several
@@ -74,6 +75,14 @@ def _run() -> None:
     except HfEscError as error:
         say(f"Error: {error}", err=True)
         sys.exit(2)
+    except Exception as error:
+        if not is_of_disk(error):
+            raise
+        say(f"Error: Something cannot be read or written: {error}. Is the disk full, or read-only?", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:  # while the command line is read; typer catches those of a command
+        typer.echo("Aborted.", err=True)
+        sys.exit(130)
 
 
 __all__ = ["app", "main"]

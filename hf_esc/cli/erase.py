@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import OptionError, RankError
+from ..errors import ImageError, OptionError, RankError
 from ..methods import METHODS
 from ..saving import check_output, own_folder, write_folder
 from . import options
@@ -128,7 +128,7 @@ def erase(
     if gate_threshold is not None and not 0 < gate_threshold < 1:
         raise OptionError(f"`--gate-threshold` is a probability between 0 and 1, not {gate_threshold}.")
     settings["rank"] = _rank(rank)
-    check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
+    seen = check_output(output, overwrite=overwrite)  # before the seconds that the imports below take
     clock = Clock()
 
     from ..data.image_data import load_images
@@ -166,7 +166,7 @@ def erase(
 
     before = after = earlier = None
     # The folder appears only when everything went well, the evaluation included: a run that fails leaves none.
-    with write_folder(output, overwrite=overwrite) as folder:
+    with write_folder(output, overwrite=overwrite, since=seen) as folder:
         erased.save_pretrained(folder)
         if row.edits_weights:
             processor.save_pretrained(folder)
@@ -175,8 +175,14 @@ def erase(
         clock.lap("save")
         if evaluate:
             measured = (original, reloaded, request, processor, batch_size, num_workers)
-            before, after = before_and_after(*measured)
-            earlier = forgotten_earlier(*measured)
+            try:
+                before, after = before_and_after(*measured)
+                earlier = forgotten_earlier(*measured)
+            except ImageError as error:
+                raise ImageError(
+                    f"{error} Only the accuracies need this image. Repair it, or erase without accuracies: "
+                    "`--no-evaluate`."
+                ) from error
             note_brought_back(folder, reloaded.config, earlier)
             clock.lap("evaluate")
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LabelError, OptionError, OutputError
-from ..saving import check_place, reported
+from ..saving import check_place, write_file
 from . import options
 from .measure import beside_original
 from .report import accuracy_table, print_json
@@ -151,8 +151,7 @@ def evaluate(
         feature_dir=feature_dir,
     )
     if output is not None:
-        with reported(output):
-            output.write_text(report.to_json() + "\n")
+        write_file(output, report.to_json() + "\n")
     _print_report(model, dataset, report, as_json=json)
 
 

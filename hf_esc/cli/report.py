@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from ..methods import METHODS
+from ..saving import write_file
 from .terminal import say
 
 # Losses of the other classes above this many points are printed.
@@ -140,9 +141,7 @@ def note_brought_back(folder: Path, config: Any, earlier: Mapping[str, Any] | No
         file = folder / "config.json"
         saved = json.loads(file.read_text(encoding="utf-8"))
         saved["erasures"] = config.erasures
-        fresh = folder / ".config.json.unfinished"  # an error in the middle leaves the old ledger
-        fresh.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        fresh.replace(file)
+        write_file(file, json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
 
 def _complete(record: Mapping[str, Any], back: Sequence[str], unseen: Sequence[str]) -> bool | None:

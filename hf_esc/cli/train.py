@@ -1,5 +1,6 @@
 """`hf-esc train`: a method that is trained, with every argument of the training."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,8 @@ from typing import Any
 import typer
 
 from ..errors import OptionError, OutputError
-from ..methods import METHODS
-from ..saving import check_place, reported
+from ..methods import METHODS, Method
+from ..saving import check_place, claimed, reported, restore_into
 from .job import Clock, collected_warnings
 from .measure import before_and_after, forgotten_earlier
 from .methods import listed, refuse_foreign
@@ -77,7 +78,7 @@ def train(context: typer.Context) -> None:
         raise OptionError(f"`--method {named}` is none that is trained. There are: {listed(_TRAINED)}.")
     if not {"--help", "-h"} & set(words) and value_of("output_dir", words) is None:
         raise OptionError("Where should the erased model go? Name a folder with `--output_dir`.")
-    from .training import make_trainer, parsed
+    from .training import parsed
 
     kinds: Any = (Arguments, method.load_arguments())
     arguments, training = parsed(kinds, words, method=method.name, prog="hf-esc train", description=train.__doc__)
@@ -95,11 +96,22 @@ def train(context: typer.Context) -> None:
     resume = {"True": True, "true": True, "False": None, "false": None}.get(
         training.resume_from_checkpoint, training.resume_from_checkpoint
     )
-    _check_output(output, resume=resume, overwrite=arguments.overwrite)
-    clock = Clock()
+    check_place(output)
+    first = training.process_index == 0
+    with claimed(output) if first else nullcontext():  # by one process for all
+        if first:
+            restore_into(output)
+        _check_output(output, resume=resume, overwrite=arguments.overwrite)
+        _train(method, arguments, training, wish, resume)
+
+
+def _train(method: Method, arguments: Any, training: Any, wish: Wish, resume: Any) -> None:
+    """Train, save and measure, as [`train`] has understood its words."""
+    clock, output = Clock(), Path(training.output_dir)
 
     from ..data.image_data import load_images
     from ..loading import load_classifier, load_config, load_processor
+    from .training import make_trainer
 
     source = {"revision": arguments.revision or "main", "trust_remote_code": arguments.trust_remote_code}
     config = load_config(arguments.model, **source)
@@ -171,8 +183,8 @@ def _joined(words: list[str]) -> list[str]:
 
 def _check_output(output: Path, *, resume: Any, overwrite: bool) -> None:
     """Say before the work what would go wrong after it."""
-    check_place(output)
-    if resume is None and any(output.glob("checkpoint-*")):
+    # One that was not written to its end is none: nothing can go on from it, and the new run writes over it.
+    if resume is None and any(output.glob("checkpoint-*/trainer_state.json")):
         raise OutputError(
             f"There are checkpoints in {output}. Go on with them, `--resume_from_checkpoint True`, or remove them."
         )

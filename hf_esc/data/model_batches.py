@@ -14,7 +14,7 @@ from transformers.utils import logging
 from ..errors import DataError, ForgetSetError, LabelError, ModelError
 from ..loading import load_processor
 from .batches import Batch, image_batches, image_channels, ready_batches
-from .columns import find_image_column, find_label_column, usual_label_columns
+from .columns import class_indices, find_image_column, find_label_column, usual_label_columns
 from .labels import UNCLEAR, class_names, match_labels, model_label_names
 
 # Libraries whose modules or tensors hold quantised weights.
@@ -48,7 +48,7 @@ def check_model(model: Any) -> None:
             "Wrap it: `TimmWrapperForImageClassification(TimmWrapperConfig(architecture=…, num_labels=…))`, and load "
             "its weights into the `timm_model` of that."
         )
-    raise ModelError(f"This is no image classifier of transformers, but a {name}. {advice}")
+    raise ModelError(f"This {name} is no image classifier of transformers. {advice}")
 
 
 def check_weights(model: PreTrainedModel) -> None:
@@ -182,6 +182,8 @@ def mapped(labels: torch.Tensor, mapping: list[int], what: str) -> torch.Tensor:
     Raises:
         LabelError: If there is no such class, or several classes of the model have its name.
     """
+    if labels.is_floating_point():
+        labels = torch.from_numpy(class_indices(labels.tolist(), "labels"))
     if labels.min() < 0 or labels.max() >= len(mapping):
         raise LabelError(
             f"The {what} has labels from {labels.min()} to {labels.max()}, beyond the {len(mapping)} classes. They "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
@@ -15,8 +15,9 @@ from ..data.model_batches import NOTHING_TO_FORGET, check_model, check_weights
 from ..errors import ForgetSetError, HfEscError, ModelError, OptionError
 from ..features.sites import SiteGroup, find_sites, graph_tensors
 from ..features.stream import MODEL_ERRORS, model_inputs, refused_batch
-from ..modeling.configuration_esc import is_erased
-from ..modeling.modeling_esc import ESCModel, wrap
+from ..modeling.configuration_esc import ESCConfig, is_erased
+from ..modeling.fingerprints import head_sha256
+from ..modeling.modeling_esc import ESCModel
 from ..modeling.projection import Projection
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -52,6 +53,26 @@ def wrapped_copy(
     return wrap(base, [group.to_dict() for group in groups]).eval(), chain([first], batches)
 
 
+def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
+    """An [`ESCModel`] around `model` that has no factors and so erases nothing yet. It cannot be saved."""
+    base_config = copy.deepcopy(model.config)
+    base_config.architectures = [type(model).__name__]
+    base_config._name_or_path = ""  # do not leak a local path; the ledger holds the id on the Hub
+    # One ledger holds earlier edits of the weights and erasures in front of the head.
+    ledger = base_config.__dict__.pop("erasures", None)
+    config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites], erasures=ledger)
+    for name in ("pretrained_cfg", "image_processor_type"):
+        # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.
+        if hasattr(base_config, name):
+            setattr(config, name, copy.deepcopy(getattr(base_config, name)))
+    if base_config.model_type == "timm_wrapper":
+        config.image_processor_type = "TimmWrapperImageProcessor"
+        config.architecture = base_config.architecture
+    esc = ESCModel(config, model=model)
+    config.dtype = next(model.parameters()).dtype
+    return esc.train(model.training)
+
+
 def copy_of_model(model: Model) -> Model:
     """
     A deep copy of a model, also of one that caches tensors with a graph, which Python cannot copy.
@@ -72,6 +93,8 @@ def copy_of_model(model: Model) -> Model:
                         "This is the inside of an erased model, and its erasure would be lost on saving. Pass the "
                         "ESCModel."
                     )
+    elif model.config.erasures and model.config.erasures[-1].get("untrained_head_sha256") == head_sha256(model):
+        raise ModelError("The head is new and was never trained, so there is nothing to erase from. Train it first.")
     check_classes(model.config)
     check_weights(model)
     copied = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for _, _, tensor in graph_tensors(model)})

@@ -71,8 +71,8 @@ def find_sites(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Sit
     """
     if not isinstance(model, PreTrainedModel):
         raise SiteError(
-            f"A {type(model).__name__} is no image classifier of transformers. Pass the classifier inside it, such as "
-            "`model.module` or `model._orig_mod`."
+            f"This {type(model).__name__} is no image classifier of transformers. Pass the classifier inside it, such "
+            "as `model.module` or `model._orig_mod`."
         )
     num_labels = model.config.num_labels
     inputs = {name: value[:1] for name, value in inputs.items() if name not in ("labels", "return_dict")}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -140,7 +140,7 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     yield _processor_check(source, folder, ledger[-1], options)
     yield _code_check(model, folder, ledger[-1])
     yield _evaluation_check(model, folder)
-    yield _files_check(folder)
+    yield _files_check(folder, None if folder == Path(source) else source, options)
 
 
 def _all_edits(ledger: Any) -> bool:
@@ -356,14 +356,20 @@ def _evaluation_check(model: PreTrainedModel, folder: Path) -> Check:
     return Check("evaluation", True, f"of this model, on {Path(report.dataset).name}, as it was written")
 
 
-def _files_check(folder: Path) -> Check:
-    """What else is there. An adapter would be put into the model by whoever has peft."""
+def _files_check(folder: Path, repo_id: str | None, options: Mapping[str, Any]) -> Check:
+    """What else is there, or in the repository. An adapter would be put into the model by whoever has peft."""
     index = folder / "model.safetensors.index.json"
     known = {"config.json", *_PROCESSOR, "model.safetensors", index.name, EVALUATION}
     if index.is_file():
         known |= {*json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()}
-    others = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
-    others = [name for name in others if name not in known and not name.endswith(".py") and not name.startswith(".")]
+    if repo_id is None:
+        there = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+    else:
+        try:
+            there = HfApi(token=options["token"]).list_repo_files(repo_id, revision=options["revision"])
+        except Exception as error:  # the client's own, and those of whatever it talks HTTP with
+            return Check("other files", None, f"not listed: {error}")
+    others = [name for name in sorted({*there} - known) if not name.endswith(".py") and not name.startswith(".")]
     if adapters := [name for name in others if Path(name).name.startswith("adapter_")]:
         return Check("other files", False, f"{adapters[0]}: with peft installed, it would change the model")
     return Check("other files", None if others else True, f"not looked at: {', '.join(others)}" if others else "none")

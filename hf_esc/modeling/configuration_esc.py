@@ -1,12 +1,23 @@
 """Configuration of an erased classifier. Travels with checkpoints."""
 
+import inspect
+import shutil
+from pathlib import Path
 from typing import Any
 
 # Do not import the Auto classes at the top: their import registers this class, which must exist by then.
 from transformers.configuration_utils import PretrainedConfig, SubConfigSpec
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from .base_code import register_base
 from .errors import CheckpointError
+
+# The class that each Auto class loads from the code beside a checkpoint.
+AUTO_MAP = {
+    "AutoConfig": "configuration_esc.ESCConfig",
+    "AutoModelForImageClassification": "modeling_esc.ESCModel",
+    "AutoModel": "modeling_esc.ESCFeatureModel",
+}
 
 
 class ESCConfig(PretrainedConfig):
@@ -135,3 +146,31 @@ def _build_base_config(values: dict[str, Any]) -> PretrainedConfig:
     config = CONFIG_MAPPING[model_type].from_dict(dict(values))
     config.architectures = values.get("architectures")  # several model classes can share a configuration class
     return config
+
+
+def copy_code(folder: Path, base: Any) -> None:
+    """Copy the code of the model beside the weights, and the base's code if transformers lacks it."""
+    here = Path(__file__).with_name("modeling_esc.py")
+    for file in {str(here), *get_relative_import_files(here)}:
+        shutil.copyfile(file, folder / Path(file).name)
+    if type(base).__module__.startswith("transformers."):
+        return
+    classes = {"AutoConfig": type(base.config), "AutoModelForImageClassification": type(base)}
+    imports = []
+    for cls in classes.values():
+        source = Path(inspect.getfile(cls))
+        for file in {str(source), *get_relative_import_files(source)}:
+            shutil.copyfile(file, folder / Path(file).name)
+        imports.append(f"from .{source.stem} import {cls.__name__}")
+    config_name, model_name = (cls.__name__ for cls in classes.values())
+    (folder / "base_code.py").write_text(
+        '"""Code that the wrapped classifier needs beyond transformers. Written by hf_esc."""\n\n'
+        "from transformers import AutoConfig, AutoModelForImageClassification\n"
+        "from transformers.models.auto.configuration_auto import CONFIG_MAPPING\n\n"
+        + "\n".join(imports)
+        + "\n\n\ndef register_base() -> None:\n"
+        '    """Register the base with the Auto classes."""\n'
+        f"    if {config_name}.model_type not in CONFIG_MAPPING:\n"
+        f"        AutoConfig.register({config_name}.model_type, {config_name})\n"
+        f"        AutoModelForImageClassification.register({config_name}, {model_name})\n"
+    )

@@ -30,6 +30,31 @@ def weights_sha256(model: nn.Module) -> str:
     return tensors_sha256(model.state_dict().items())
 
 
+def head_names(classifier: nn.Module, sites: Iterable[dict[str, Any]]) -> set[str]:
+    """The names of the weights of a classifier's head: of the modules that read the features of these sites."""
+    paths = tuple(f"{path}." for site in sites for path in site["modules"])
+    return {name for name in classifier.state_dict() if name.startswith(paths)}
+
+
+def head_sha256(model: Any) -> str:
+    """[`tensors_sha256`] of the head inside an erased model."""
+    weights = model.model.state_dict()
+    return tensors_sha256((name, weights[name]) for name in head_names(model.model, model.config.sites))
+
+
+def structure(model: nn.Module) -> dict[str, str]:
+    """
+    What a classifier computes with, by path: the shapes of its weights and buffers, and the kind and the settings of
+    its modules. What acts in training alone is left out.
+    """
+    parts = {path: str(tuple(tensor.shape)) for path, tensor in model.state_dict().items()}
+    for path, module in model.named_modules():
+        kind = type(module).__name__.replace("SyncBatchNorm", "BatchNorm2d")
+        if "Drop" not in kind:
+            parts[f"{path} ({kind})"] = module.extra_repr()
+    return parts
+
+
 def projections_sha256(projections: Iterable[Projection], sites: Iterable[dict[str, Any]]) -> str:
     """[`tensors_sha256`] of every factor of every projection, with its site and its settings."""
     tensors = []

@@ -5,10 +5,8 @@
 import copy
 import importlib
 import inspect
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,45 +14,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.configuration_utils import PretrainedConfig
-from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput
 
-from .configuration_esc import ESCConfig, is_erased
+from .configuration_esc import AUTO_MAP, ESCConfig, copy_code, is_erased
 from .errors import CheckpointError, SiteError
 from .factors import Factor
-from .fingerprints import projections_sha256, weights_sha256
-from .outputs import forward_inputs, logits_of, pooled
-from .projection import Projection, build_factor, stands_before
+from .fingerprints import head_names, head_sha256, projections_sha256, structure, weights_sha256
+from .outputs import ESCOutput, forward_inputs, logits_of, pooled
+from .projection import Projection, build_factor, disabled
 
-# The class that each Auto class loads from the code beside a checkpoint.
-AUTO_MAP = {
-    "AutoConfig": "configuration_esc.ESCConfig",
-    "AutoModelForImageClassification": "modeling_esc.ESCModel",
-    "AutoModel": "modeling_esc.ESCFeatureModel",
-}
-
-
-@dataclass
-class ESCOutput(ModelOutput):
-    """
-    Output of an [`ESCModel`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The cross-entropy, if labels were given.
-        logits (`torch.FloatTensor` of shape `(B, C)`): Class scores from the projected features.
-        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features. Those of several heads stand
-            side by side.
-        hidden_states (`tuple`, *optional*): The base model's hidden states. They bypass the projection and still show
-            the erased class.
-        attentions (`tuple`, *optional*): The base model's attentions. They bypass the projection too.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    pooler_output: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
+# What a record says of the head at the erasure, and of the classifier that it made with it.
+_OF_THIS_HEAD = {"settings_sha256", "labels_sha256", "record_sha256", "label_ids", "untrained_head_sha256"}
 
 
 class ESCModel(PreTrainedModel):
@@ -109,7 +79,7 @@ class ESCModel(PreTrainedModel):
         )
         for site, projection in zip(config.sites, self.projections, strict=True):
             for path in site["modules"]:
-                self._head(path, site).register_forward_pre_hook(projection.pre_hook)
+                projection.stand_before(self._head(path, site))
         self.post_init()
 
     def _head(self, path: str, site: dict[str, Any]) -> nn.Module:
@@ -161,17 +131,15 @@ class ESCModel(PreTrainedModel):
             [`ESCOutput`], or a tuple of its values
 
         Raises:
-            SiteError: If a head was replaced or wrapped, or did not run, so that the answer would not be erased.
+            SiteError: If a head is gone or did not run, so that the answer would not be erased.
         """
         inputs = forward_inputs(self.config, self.model.forward, pixel_values, kwargs)
-        for path in [path for site in self.config.sites for path in site["modules"]]:
-            if not stands_before(self.model.get_submodule(path)):
-                raise SiteError(
-                    f"{path!r} of the {type(self.model).__name__} inside was replaced or wrapped, for example by an "
-                    "adapter. It would read features that are not projected. Train the weights of the head, or leave "
-                    "it out of the adapter's `target_modules`."
-                )
-        for projection in self.projections:
+        for projection, site in zip(self.projections, self.config.sites, strict=True):
+            for path in site["modules"]:
+                try:
+                    projection.stand_before(self.model.get_submodule(path))
+                except AttributeError:
+                    raise SiteError(f"The head {path!r} of the {type(self.model).__name__} inside is gone.") from None
             projection.thread.features = None
         output = self.model(**inputs)
         captured: list[Any] = [projection.thread.features for projection in self.projections]
@@ -203,17 +171,13 @@ class ESCModel(PreTrainedModel):
     @contextmanager
     def disable_projection(self) -> Iterator[None]:
         """
-        Within the context, the model is the original again, bit for bit. Other threads still get erased answers.
+        Within the context, the model is the original again, bit for bit. Other threads and other asyncio tasks still
+        get erased answers; a generator that is suspended inside shares the context with its caller.
 
         Whoever holds the file can do this.
         """
-        for projection in self.projections:
-            projection.thread.times_disabled += 1
-        try:
+        with disabled(self.projections):
             yield
-        finally:
-            for projection in self.projections:
-                projection.thread.times_disabled -= 1
 
     def set_factors(self, factors: Sequence[Sequence[Factor]], record: dict[str, Any], *, check: bool = True) -> None:
         """
@@ -263,10 +227,52 @@ class ESCModel(PreTrainedModel):
                 "ledger says. Fetch the checkpoint anew, or erase the original again."
             )
 
+    def replace_head(self, id2label: dict[int, str]) -> "ESCModel":
+        """
+        A copy with an untrained head for other classes, which reads the same projected features.
+
+        What was erased stays projected out while the new head is trained. The ledger keeps its records as those of an
+        earlier head: their class names stay, and their `label_ids` become `earlier_label_ids`.
+
+        Args:
+            id2label (`dict[int, str]`): The new classes, by number from 0 on.
+
+        Raises:
+            CheckpointError: If the class number shapes more than the weights of the head.
+        """
+        config: Any = copy.deepcopy(self.config)
+        config.base_config.id2label = config.id2label = dict(id2label)
+        config.base_config.label2id = config.label2id = {name: number for number, name in id2label.items()}
+        base = _build_base(config.base_config)
+        head = head_names(base, config.sites)
+        kept = {name: tensor for name, tensor in self.model.state_dict().items() if name not in head}
+        try:
+            left = base.load_state_dict(kept, strict=False)
+            other = sorted({*left.missing_keys, *left.unexpected_keys} - head)
+        except RuntimeError as error:  # of shapes that differ
+            other = [str(error)]
+        if other:
+            raise CheckpointError(f"More than the head would be new for {len(id2label)} classes: {other[:4]}.")
+        config.erasures = [
+            {
+                **{name: value for name, value in record.items() if name not in _OF_THIS_HEAD},
+                "earlier_label_ids": record.get("earlier_label_ids") or record.get("label_ids"),
+                "label_ids": None,
+            }
+            for record in config.erasures
+        ]
+        fresh = ESCModel(config, model=base.to(self.dtype))  # type: ignore[arg-type]
+        for own, there in zip(fresh.projections, self.projections, strict=True):
+            own.factors = copy.deepcopy(there.factors)
+        config.erasures[-1]["untrained_head_sha256"] = head_sha256(fresh)
+        fresh.image_processor = self.image_processor
+        return fresh.to(self.device).train(self.training)  # type: ignore[arg-type]
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info: bool = False, **kwargs):
         """
-        Load an erased model. Takes the arguments of `PreTrainedModel.from_pretrained`.
+        Load an erased model. Takes the arguments of `PreTrainedModel.from_pretrained`. With other `id2label` or
+        `num_labels` and `ignore_mismatched_sizes=True`, its head is a new one, as by [`ESCModel.replace_head`].
 
         Raises:
             CheckpointError: If the checkpoint's projection is missing, misshapen, not finite or not valid. Such a
@@ -275,6 +281,12 @@ class ESCModel(PreTrainedModel):
         # With `ignore_mismatched_sizes`, transformers lists the shapes that differ. Without it, it raises and does not
         # name them.
         strict = not kwargs.pop("ignore_mismatched_sizes", False)
+        wanted = cls._other_labels(pretrained_model_name_or_path, kwargs)
+        if wanted and strict:
+            raise CheckpointError(
+                f"{pretrained_model_name_or_path} has a head for other classes. Pass `ignore_mismatched_sizes=True` "
+                "to train a new one on the erased backbone, or leave out `num_labels` and `id2label`."
+            )
         model: ESCModel
         info: dict[str, Any]
         model, info = super().from_pretrained(  # type: ignore[misc]
@@ -293,7 +305,25 @@ class ESCModel(PreTrainedModel):
             if isinstance(factor, Factor):
                 factor.restore()
         model.check_projections()
+        if wanted:
+            model = model.replace_head(wanted).eval()
+            info["missing_keys"] = {f"model.{name}" for name in head_names(model.model, model.config.sites)}
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _other_labels(cls, source: Any, kwargs: dict[str, Any]) -> dict[int, str] | None:
+        """The classes, out of `kwargs`, that a caller wants in place of those of the checkpoint; None for none."""
+        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
+        number, names, config = kwargs.pop("num_labels", None), kwargs.pop("id2label", None), kwargs.get("config")
+        if config is not None and config.id2label != config.base_config.id2label:  # an Auto class has put them there
+            names, kwargs["config"] = config.id2label, cls.config_class.from_pretrained(source, **hub)
+        if not names and not number:
+            return None
+        there = kwargs.get("config") or cls.config_class.from_pretrained(source, **hub)
+        if not names and number == there.num_labels:
+            return None
+        names = names or {index: f"LABEL_{index}" for index in range(number)}
+        return None if names == there.id2label else {int(index): name for index, name in names.items()}
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
         """
@@ -302,9 +332,11 @@ class ESCModel(PreTrainedModel):
         Takes the arguments of `PreTrainedModel.save_pretrained`.
 
         Raises:
-            CheckpointError: If a projection is not valid, because then the checkpoint would not load.
+            CheckpointError: If a projection is not valid, or the classifier inside is no longer what its configuration
+                makes. The checkpoint would not load, or would load to other logits. Nothing is written.
         """
         self.check_projections()
+        self._check_structure()
         self.config.architectures = [type(self).__name__]
         # `register_for_auto_class` would write the entry of one class, and this code serves three Auto classes.
         self.config.auto_map = dict(AUTO_MAP)
@@ -318,6 +350,18 @@ class ESCModel(PreTrainedModel):
             processor.save_pretrained(save_directory)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
+
+    def _check_structure(self) -> None:
+        """Raise a [`CheckpointError`] unless the base configuration makes a classifier like the one inside."""
+        with torch.device("meta"):
+            made = structure(type(self.model)._from_config(copy.deepcopy(self.config.base_config)))
+        own = structure(self.model)
+        if other := sorted(path for path in {**own, **made} if own.get(path) != made.get(path)):
+            raise CheckpointError(
+                f"The {type(self.model).__name__} inside is not what its configuration makes: {', '.join(other[:4])} "
+                f"({len(other)} in all). What is loaded from the file would answer otherwise. Merge adapters "
+                "(`merge_and_unload()`), write replaced settings into the configuration, and erase again."
+            )
 
     def push_to_hub(self, repo_id: str, **kwargs):  # type: ignore[override]
         """
@@ -359,26 +403,6 @@ def inner_classifier(model: Any) -> Any:
     return model.model if is_erased(model) else model
 
 
-def wrap(model: PreTrainedModel, sites: Sequence[dict[str, Any]]) -> ESCModel:
-    """An [`ESCModel`] around `model` that has no factors and so erases nothing yet. It cannot be saved."""
-    base_config = copy.deepcopy(model.config)
-    base_config.architectures = [type(model).__name__]
-    base_config._name_or_path = ""  # do not leak a local path; the ledger holds the id on the Hub
-    # One ledger holds earlier edits of the weights and erasures in front of the head.
-    ledger = base_config.__dict__.pop("erasures", None)
-    config = ESCConfig(base_config, sites=list(sites), factors=[[] for _ in sites], erasures=ledger)
-    for name in ("pretrained_cfg", "image_processor_type"):
-        # The timm wrapper keeps its image processor in the model's config, where AutoImageProcessor looks for it.
-        if hasattr(base_config, name):
-            setattr(config, name, copy.deepcopy(getattr(base_config, name)))
-    if base_config.model_type == "timm_wrapper":
-        config.image_processor_type = "TimmWrapperImageProcessor"
-        config.architecture = base_config.architecture
-    esc = ESCModel(config, model=model)
-    config.dtype = next(model.parameters()).dtype
-    return esc.train(model.training)
-
-
 def _build_base(config: PretrainedConfig) -> PreTrainedModel:
     # Several classes can share a configuration (deit, levit, perceiver). The architecture's name tells them apart.
     for name in config.architectures or []:
@@ -386,34 +410,6 @@ def _build_base(config: PretrainedConfig) -> PreTrainedModel:
         if model_class is not None:
             return model_class._from_config(config)
     return transformers.AutoModelForImageClassification.from_config(config)
-
-
-def copy_code(folder: Path, base: PreTrainedModel) -> None:
-    """Copy this file and its relative imports beside the weights, and the base's code if transformers lacks it."""
-    here = Path(__file__)
-    for file in {str(here), *get_relative_import_files(here)}:
-        shutil.copyfile(file, folder / Path(file).name)
-    if type(base).__module__.startswith("transformers."):
-        return
-    classes = {"AutoConfig": type(base.config), "AutoModelForImageClassification": type(base)}
-    imports = []
-    for cls in classes.values():
-        source = Path(inspect.getfile(cls))
-        for file in {str(source), *get_relative_import_files(source)}:
-            shutil.copyfile(file, folder / Path(file).name)
-        imports.append(f"from .{source.stem} import {cls.__name__}")
-    config_name, model_name = (cls.__name__ for cls in classes.values())
-    (folder / "base_code.py").write_text(
-        '"""Code that the wrapped classifier needs beyond transformers. Written by hf_esc."""\n\n'
-        "from transformers import AutoConfig, AutoModelForImageClassification\n"
-        "from transformers.models.auto.configuration_auto import CONFIG_MAPPING\n\n"
-        + "\n".join(imports)
-        + "\n\n\ndef register_base() -> None:\n"
-        '    """Register the base with the Auto classes."""\n'
-        f"    if {config_name}.model_type not in CONFIG_MAPPING:\n"
-        f"        AutoConfig.register({config_name}.model_type, {config_name})\n"
-        f"        AutoModelForImageClassification.register({config_name}, {model_name})\n"
-    )
 
 
 __all__ = ["ESCFeatureModel", "ESCModel", "ESCOutput"]

@@ -1,14 +1,38 @@
-"""Finds the logits in a classifier's output, and pools the features of its head. Travels with checkpoints."""
+"""What goes into a classifier and comes out of it, and the output of an erased one. Travels with checkpoints."""
 
 # Shapes: B images, d feature dimensions, C classes.
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers.utils import ModelOutput
 
 from .errors import SiteError
+
+
+@dataclass
+class ESCOutput(ModelOutput):
+    """
+    Output of an [`ESCModel`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*): The cross-entropy, if labels were given.
+        logits (`torch.FloatTensor` of shape `(B, C)`): Class scores from the projected features.
+        pooler_output (`torch.FloatTensor` of shape `(B, d)`): The projected features. Those of several heads stand
+            side by side.
+        hidden_states (`tuple`, *optional*): The base model's hidden states. They bypass the projection and still show
+            the erased class.
+        attentions (`tuple`, *optional*): The base model's attentions. They bypass the projection too.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def logits_of(output: Any, num_labels: int | None) -> Tensor:

@@ -3,7 +3,9 @@
 # Shapes: B images, d feature dimensions, k erased directions.
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -35,20 +37,52 @@ def build_factor(dim: int, config: dict[str, Any]) -> Factor:
 
 class _ThreadState(threading.local):
     """
-    State that each thread has for itself.
-
-    Servers run one model in several threads. If one thread switches the projection off, the answers of the others must
-    stay erased. A copy or a pickle of a model starts with a fresh state.
+    State that each thread has for itself. A copy or a pickle of a model starts with a fresh one.
     """
 
     features: Tensor | None = None  # the features that passed last
-    times_disabled: int = 0  # contexts can overlap in any order, so they are counted
+    times_disabled: int = 0  # what a compiled graph looks at; contexts can overlap in any order, so they are counted
 
     def __deepcopy__(self, memo):
         return type(self)()
 
     def __reduce__(self):
         return type(self), ()
+
+
+class _Disabled:
+    """A context in which projections are off. It ends for all who inherited it when it ends."""
+
+    def __init__(self, projections: Sequence[nn.Module]):
+        self.projections = list(projections)
+        self.active = True
+
+
+# The contexts around the running code. Servers run one model in several threads and asyncio tasks: where one of them
+# switches the projection off, the answers of the others must stay erased. A thread starts without contexts, and a task
+# with those around its creation, which is why each says itself when it has ended.
+_CONTEXTS: ContextVar[tuple[_Disabled, ...]] = ContextVar("hf_esc_disabled_projections", default=())
+
+
+@contextmanager
+def disabled(projections: Sequence["Projection"]) -> Iterator[None]:
+    """
+    Within the context, these projections are off, for the thread or the asyncio task that entered it.
+
+    A generator that is suspended inside the context shares it with its caller, as Python's context variables do.
+    Within a graph of `torch.compile`, which not every version of torch lets look at them, the thread decides.
+    """
+    context = _Disabled(projections)
+    _CONTEXTS.set((*_CONTEXTS.get(), context))
+    for projection in projections:
+        projection.thread.times_disabled += 1
+    try:
+        yield
+    finally:
+        context.active = False
+        _CONTEXTS.set(tuple(other for other in _CONTEXTS.get() if other is not context))
+        for projection in projections:
+            projection.thread.times_disabled -= 1
 
 
 class Projection(nn.Module):
@@ -73,8 +107,10 @@ class Projection(nn.Module):
 
     @property
     def enabled(self) -> bool:
-        """Whether features are projected, in this thread."""
-        return self.thread.times_disabled == 0
+        """Whether features are projected, here: see [`disabled`]."""
+        if torch.compiler.is_dynamo_compiling():
+            return self.thread.times_disabled <= 0
+        return not any(context.active and self in context.projections for context in _CONTEXTS.get())
 
     def forward(self, features: Tensor) -> Tensor:
         """Project features of any shape with d entries along `axis`."""
@@ -101,6 +137,21 @@ class Projection(nn.Module):
         projected = self(args[0])
         self.thread.features = projected
         return (projected, *args[1:])
+
+    def stand_before(self, module: nn.Module) -> None:
+        """
+        Run before `module` at every call, and before no module inside it.
+
+        A head that is replaced has no hook, and one that is wrapped, as by an adapter, has it on the inside, where the
+        adapter's own weights would read features that are not projected. So each call looks anew.
+        """
+        if _is_before(module):
+            return
+        for inner in module.modules():
+            for key, hook in list(inner._forward_pre_hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), Projection):
+                    del inner._forward_pre_hooks[key]
+        module.register_forward_pre_hook(self.pre_hook)
 
     def parts(self) -> tuple[list[Factor], list[Factor], Tensor]:
         r"""
@@ -132,8 +183,7 @@ class Projection(nn.Module):
         return f"dim={self.dim}, axis={self.axis}"
 
 
-def stands_before(module: nn.Module) -> bool:
-    """Whether a projection runs before this module. A module that replaces or wraps a head has none."""
+def _is_before(module: nn.Module) -> bool:
     return any(isinstance(getattr(hook, "__self__", None), Projection) for hook in module._forward_pre_hooks.values())
 
 

@@ -1,0 +1,93 @@
+"""A new head on an erased backbone: what was erased stays projected out, and an untrained head is nothing to erase."""
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from hf_esc import ESCModel, load_classifier
+from hf_esc.data.labels import erased_labels
+from hf_esc.errors import CheckpointError, ModelError
+
+from .tiny import batches, quietly
+from .zoo import ZOO
+
+ARCHITECTURES = ["vit", "resnet", "swiftformer", "timm-wrapper"]
+NEW = {0: "bench", 1: "bird", 2: "boat"}
+
+
+def erased(name: str) -> ESCModel:
+    model = ZOO[name]
+    return quietly(model.build(), batches(model.inputs(8)[model.main_input]), rank=2)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_new_head_reads_projected_features_and_the_backbone_stays(name, tmp_path):
+    before = erased(name)
+    model = before.replace_head(NEW)
+    inputs = ZOO[name].inputs(4)
+    with torch.no_grad():
+        one, other = before(**inputs), model(**inputs)
+        assert torch.equal(one.pooler_output, other.pooler_output)
+    assert other.logits.shape == (4, 3)
+    own, there = model.model.state_dict(), before.model.state_dict()
+    new = {name for name in own if own[name].shape != there[name].shape or not torch.equal(own[name], there[name])}
+    heads = tuple(f"{path}." for site in model.config.sites for path in site["modules"])
+    assert new
+    assert all(name.startswith(heads) for name in new)
+    assert before.config.num_labels == 5
+    # Trained, saved and loaded, the projection is what it was.
+    optimizer = torch.optim.SGD([p for n, p in model.model.named_parameters() if n.startswith(heads)], lr=0.1)
+    model(**inputs, labels=torch.tensor([0, 1, 2, 0])).loss.backward()
+    optimizer.step()
+    model.eval().save_pretrained(tmp_path)
+    loaded = load_classifier(tmp_path, device="cpu")
+    with torch.no_grad():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        assert torch.equal(loaded(**inputs).pooler_output, one.pooler_output)
+    assert loaded.config.id2label == NEW
+
+
+def test_the_ledger_keeps_its_labels_as_those_of_an_earlier_head():
+    before = erased("vit")
+    before.config.erasures[-1] |= {"labels": ["cat"], "label_ids": [3]}
+    model = before.replace_head(NEW)
+    (record,) = model.config.erasures
+    assert (record["labels"], record["label_ids"], record["earlier_label_ids"]) == (["cat"], None, [3])
+    assert erased_labels(model.config) == set()
+    assert before.config.erasures[-1]["label_ids"] == [3]
+    again = model.replace_head({0: "a", 1: "b"})
+    assert again.config.erasures[-1]["earlier_label_ids"] == [3]
+
+
+def test_nothing_is_erased_from_a_head_that_was_never_trained():
+    images = batches(ZOO["vit"].inputs(8, seed=7)["pixel_values"])
+    model = erased("vit").replace_head(NEW)
+    with pytest.raises(ModelError, match="never trained"):
+        quietly(model, images, rank=1)
+    with torch.no_grad():
+        model.model.classifier.weight.add_(1)
+    again = quietly(model, images, rank=1)
+    assert [len(group) for group in again.config.factors] == [1]
+    assert again.config.factors[0][0]["rank"] == 3
+
+
+def test_from_pretrained_with_other_classes_is_a_new_head_where_that_is_said(tmp_path):
+    before = erased("vit")
+    before.save_pretrained(tmp_path)
+    inputs = ZOO["vit"].inputs(4)
+    for auto in (ESCModel, AutoModelForImageClassification):
+        for labels in ({"num_labels": 3}, {"id2label": NEW}):
+            model, info = auto.from_pretrained(
+                tmp_path, **labels, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+            with torch.no_grad():
+                found = model(**inputs)
+                assert torch.equal(found.pooler_output, before(**inputs).pooler_output)
+            assert found.logits.shape == (4, 3)
+            assert set(info["missing_keys"]) == {"model.classifier.weight", "model.classifier.bias"}
+            assert model.config.erasures[-1]["untrained_head_sha256"]
+            with pytest.raises(CheckpointError, match="ignore_mismatched_sizes=True"):
+                auto.from_pretrained(tmp_path, **labels)
+        assert auto.from_pretrained(tmp_path, num_labels=5).config.erasures == before.config.erasures
+    with pytest.raises(ModelError, match="has no weights for"):
+        load_classifier(tmp_path, device="cpu", num_labels=3, ignore_mismatched_sizes=True)

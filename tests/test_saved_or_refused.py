@@ -1,0 +1,107 @@
+"""What an erased model saves, loads to the same logits; where it would not, saving refuses and writes nothing."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from hf_esc.errors import CheckpointError
+from hf_esc.modeling.modeling_esc import ESCModel
+
+from .tiny import batches, quietly
+from .zoo import ZOO
+
+VIT = ZOO["vit"]
+
+
+@pytest.fixture(scope="module")
+def erased() -> ESCModel:
+    return quietly(VIT.build(), batches(VIT.inputs(8)["pixel_values"]), rank=1)
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**VIT.inputs(4)).logits
+
+
+class Adapted(nn.Module):
+    """An unmerged adapter, in the shape of peft's."""
+
+    def __init__(self, base_layer: nn.Linear):
+        super().__init__()
+        self.base_layer = base_layer
+        self.lora_A = nn.Linear(base_layer.in_features, 2, bias=False)
+        self.lora_B = nn.Linear(2, base_layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.lora_B(self.lora_A(x))
+
+
+def of_layer(change):
+    """A change of the first attention or MLP layer of a kind."""
+
+    def apply(base):
+        path, module = next((p, m) for p, m in base.named_modules() if isinstance(m, nn.Linear) and "layer" in p)
+        parent, _, name = path.rpartition(".")
+        change(base.get_submodule(parent), name, module)
+
+    return apply
+
+
+def other_eps(base):
+    next(m for m in base.modules() if isinstance(m, nn.LayerNorm)).eps = 0.5
+
+
+def other_activation(base):
+    path = next(p for p, m in base.named_modules() if "Activation" in type(m).__name__)
+    parent, _, name = path.rpartition(".")
+    setattr(base.get_submodule(parent), name, nn.Tanh())
+
+
+def one_layer_less(base):
+    del next(module for module in base.modules() if isinstance(module, nn.ModuleList))[-1]
+
+
+CHANGES = {
+    "unmerged adapter": of_layer(lambda parent, name, module: setattr(parent, name, Adapted(module))),
+    "parametrised weight": of_layer(lambda parent, name, module: parametrizations.weight_norm(module)),
+    "no bias": of_layer(lambda parent, name, module: setattr(module, "bias", None)),
+    "compiled inside": of_layer(lambda parent, name, module: setattr(parent, name, torch.compile(module))),
+    "wrapped in a Sequential": of_layer(lambda parent, name, module: setattr(parent, name, nn.Sequential(module))),
+    "more weights": lambda base: base.register_parameter("scale", nn.Parameter(torch.ones(1))),
+    "other eps": other_eps,
+    "other activation": other_activation,
+    "one layer less": one_layer_less,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_would_load_otherwise_is_refused_before_a_byte_is_written(erased, change, tmp_path):
+    changed = copy.deepcopy(erased)
+    CHANGES[change](changed.model)
+    with pytest.raises(CheckpointError, match=r"is not what its configuration makes.*merge_and_unload"):
+        changed.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def dropout(base):
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.9
+
+
+def new_weights(base):
+    path, module = next((p, m) for p, m in base.named_modules() if isinstance(m, nn.Linear) and "layer" in p)
+    parent, _, name = path.rpartition(".")
+    setattr(base.get_submodule(parent), name, nn.Linear(module.in_features, module.out_features))
+
+
+@pytest.mark.parametrize("change", [dropout, new_weights, nn.Module.train, lambda base: base.requires_grad_(False)])
+def test_what_is_saved_loads_to_the_same_logits(erased, change, tmp_path):
+    changed = copy.deepcopy(erased)
+    change(changed.model)
+    # A layer that was trained since has another fingerprint, which is for `verify` to say; the file is what was saved.
+    changed.eval().save_pretrained(tmp_path)
+    assert torch.equal(logits(ESCModel.from_pretrained(tmp_path)), logits(changed))
