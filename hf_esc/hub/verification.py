@@ -9,7 +9,8 @@ import copy
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.dynamic_module_utils import custom_object_save
+from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
 
 from ..data.labels import numbered_names
 from ..errors import CheckpointError, DataError, LabelError, ModelError
@@ -138,9 +139,11 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     yield _settings_check(model.config, ledger[-1])
     yield _labels_check(model.config, ledger)
     yield _processor_check(source, folder, ledger[-1], options)
-    yield _code_check(model, folder, ledger[-1])
+    ours, auto_map = _our_code(model)
+    theirs = _code_that_runs(folder, ours, auto_map)
+    yield _code_check(folder, ours, theirs, auto_map, ledger[-1])
     yield _evaluation_check(model, folder)
-    yield _files_check(folder, None if folder == Path(source) else source, options)
+    yield _files_check(folder, theirs, None if folder == Path(source) else source, options)
 
 
 def _all_edits(ledger: Any) -> bool:
@@ -298,21 +301,54 @@ def _compared(name: str, record: Mapping[str, Any], key: str, found: str | None,
     return Check(name, True, f"the ledger's: {found}")
 
 
-def _code_check(model: PreTrainedModel, folder: Path, record: Mapping[str, Any]) -> Check:
+def _our_code(model: PreTrainedModel) -> tuple[dict[str, bytes], dict[str, str] | None]:
+    """The code that belongs beside a checkpoint, by name, and the `auto_map` of its configuration."""
     with tempfile.TemporaryDirectory() as scratch:
-        expected = _write_code(model, Path(scratch))
-        ours = {file.name: file.read_bytes() for file in Path(scratch).glob("*.py")}
-    for file in sorted(folder.rglob("*.json")):
+        auto_map = _write_code(model, Path(scratch))
+        return {file.name: _lines(file) for file in Path(scratch).glob("*.py")}, auto_map
+
+
+def _code_that_runs(folder: Path, ours: Collection[str], auto_map: Mapping[str, Any] | None) -> dict[str, bytes]:
+    """
+    The code in a folder that has a name of ours, or that transformers runs: what `auto_map` names, and what that
+    imports, in turn, as transformers reads it. Other code is the user's.
+    """
+    named = [name for name in (auto_map or {}).values() if isinstance(name, str)]
+    left = [*ours, *(f"{name.rpartition('.')[0]}.py" for name in named)]
+    found: dict[str, bytes] = {}
+    while left:
+        file = folder / (name := left.pop())
+        if name in found or not file.is_file():
+            continue
+        found[name] = _lines(file)
+        with suppress(UnicodeDecodeError):  # which is no code of ours
+            left += [f"{module}.py" for module in get_relative_imports(file)]
+    return found
+
+
+def _lines(file: Path) -> bytes:
+    # Git on Windows ends lines otherwise.
+    return file.read_bytes().replace(b"\r\n", b"\n")
+
+
+def _code_check(
+    folder: Path,
+    ours: Mapping[str, bytes],
+    theirs: Mapping[str, bytes],
+    auto_map: Mapping[str, str] | None,
+    record: Mapping[str, Any],
+) -> Check:
+    # Nothing in a folder below is loaded with this one: a Trainer keeps whole checkpoints there.
+    for file in sorted(file for file in folder.glob("*.json") if file.is_file()):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:  # no JSON, so it names no code
             continue
         named = found if isinstance(found, dict) else {}
-        if named.get("auto_map") != (expected if file == folder / "config.json" else None):
+        if named.get("auto_map") != (auto_map if file == folder / "config.json" else None):
             return Check("code", False, f"{file.name} names other code than that of hf_esc: {named.get('auto_map')}")
         if "custom_pipelines" in named:
             return Check("code", False, f"{file.name} names code of a pipeline: {named['custom_pipelines']}")
-    theirs = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.py")}
     strange = sorted(name for name in theirs if ours.get(name) != theirs[name])
     missing = sorted(set(ours) - set(theirs))
     made_with = (record.get("versions") or {}).get("hf_esc")
@@ -356,20 +392,20 @@ def _evaluation_check(model: PreTrainedModel, folder: Path) -> Check:
     return Check("evaluation", True, f"of this model, on {Path(report.dataset).name}, as it was written")
 
 
-def _files_check(folder: Path, repo_id: str | None, options: Mapping[str, Any]) -> Check:
+def _files_check(folder: Path, code: Collection[str], repo_id: str | None, options: Mapping[str, Any]) -> Check:
     """What else is there, or in the repository. An adapter would be put into the model by whoever has peft."""
     index = folder / "model.safetensors.index.json"
-    known = {"config.json", *_PROCESSOR, "model.safetensors", index.name, EVALUATION}
+    known = {"config.json", *_PROCESSOR, "model.safetensors", index.name, EVALUATION, *code}
     if index.is_file():
         known |= {*json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()}
     if repo_id is None:
-        there = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        there = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     else:
         try:
             there = HfApi(token=options["token"]).list_repo_files(repo_id, revision=options["revision"])
         except Exception as error:  # the client's own, and those of whatever it talks HTTP with
             return Check("other files", None, f"not listed: {error}")
-    others = [name for name in sorted({*there} - known) if not name.endswith(".py") and not name.startswith(".")]
-    if adapters := [name for name in others if Path(name).name.startswith("adapter_")]:
+    others = [name for name in sorted({*there} - known) if name.endswith(".py") or not name.startswith(".")]
+    if adapters := [name for name in others if name.startswith("adapter_")]:
         return Check("other files", False, f"{adapters[0]}: with peft installed, it would change the model")
     return Check("other files", None if others else True, f"not looked at: {', '.join(others)}" if others else "none")
