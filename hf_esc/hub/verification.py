@@ -35,7 +35,7 @@ from ..evaluation.report_check import misfit
 from ..ledger.fingerprints import labels_sha256, processor_sha256, record_sha256, settings, settings_sha256
 from ..ledger.record import check_ledger, edits_weights
 from ..loading import why_not_loaded
-from ..methods import edited_fingerprint
+from ..methods import edited_fingerprint, of_earlier_head
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import AUTO_MAP, ESCModel, copy_code, inner_classifier
@@ -163,8 +163,13 @@ def _front_checks(model: ESCModel, ledger: Sequence[dict], token: str | bool | N
     methods = ", ".join(str(record.get("method")) for record in ledger)
     yield Check("erased model", True, f"{type(model.model).__name__}, {len(ledger)} erased: {methods}")
     yield Check("projection", True, f"is one, and the ledger's: {last['projection_sha256']}")
-    # Before its weights were last edited, a model had others.
-    first = max((i + 1 for i, record in enumerate(ledger) if edits_weights(record)), default=0)
+    # Before its weights were last edited, or its head replaced, a model had others.
+    others = [i for i, record in enumerate(ledger) if edits_weights(record) or of_earlier_head(record)]
+    first = others[-1] + 1 if others else 0
+    if of_earlier_head(last):
+        detail = "its head was replaced after the last erasure, and the ledger has no fingerprint of the weights since"
+        yield Check("ledger", False, detail)
+        return
     if lacking := [i for i, record in enumerate(ledger) if i >= first and not record.get("base_sha256")]:
         yield Check("ledger", False, f"record {lacking[0]} has no fingerprint of the weights")
         return
@@ -208,6 +213,8 @@ def _edited_checks(model: PreTrainedModel, ledger: Sequence[dict], token: str | 
 
 
 def _edited_base(record: Mapping[str, Any]) -> Check:
+    if of_earlier_head(record):
+        return Check("base", None, "the head was replaced, and the weights are no longer the base model's")
     return Check("base", None, f"the weights were edited ({record.get('method')}) and are no longer the base model's")
 
 
@@ -245,16 +252,18 @@ def _text_check(config: Any, ledger: Sequence[Mapping[str, Any]]) -> Check:
     names = numbered_names(config) if config.id2label else {}
     for place, record in enumerate(ledger):
         said = [str(name) for name in record.get("labels") or ()]
-        if said and said != [names.get(label, str(label)) for label in record.get("label_ids") or ()]:
+        named = not of_earlier_head(record)  # the classes of the model
+        if said and named and said != [names.get(label, str(label)) for label in record.get("label_ids") or ()]:
             return Check("ledger's text", False, f"record {place} names {said}, and the model other classes there")
         recorded = record.get("record_sha256")
-        if recorded is None and "settings_sha256" not in record:
+        if recorded is None and "settings_sha256" not in record:  # both are written, and taken out, together
             without.append(str(place))
         elif recorded != record_sha256(record, before):
             return Check("ledger's text", False, f"record {place} was changed, or one before it, since {recorded}")
         before = recorded
     if without:
-        detail = f"record {', '.join(without)} is of a version of hf_esc that wrote no fingerprint of what it says"
+        detail = f"record {', '.join(without)} has no fingerprint of what it says, as in older versions of hf_esc, or "
+        detail += "where the head was replaced"
         return Check("ledger's text", None, detail)
     return Check("ledger's text", True, f"{len(ledger)} records as they were written")
 
