@@ -352,11 +352,16 @@ METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
 
 def edited_fingerprint(ledger: Sequence[Mapping[str, Any]]) -> str | None:
     """
-    The fingerprint that the weights had after they were last edited; None where they were not, or the record is of a
-    version that did not write it.
+    The fingerprint that the weights had after they were last edited; None where they were not, the record is of a
+    version that did not write it, or the head was replaced since.
     """
     edits = [record for record in ledger if kind_of(record) == WEIGHTS]
-    return edits[-1].get("weights_sha256") if edits else None
+    return edits[-1].get("weights_sha256") if edits and not of_earlier_head(edits[-1]) else None
+
+
+def of_earlier_head(record: Mapping[str, Any]) -> bool:
+    """Whether a record was written before `ESCModel.replace_head` gave the model other classes, and other weights."""
+    return "earlier_label_ids" in record
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

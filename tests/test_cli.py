@@ -11,6 +11,7 @@ from datasets import DatasetDict
 from transformers import AutoModelForImageClassification, ViTConfig, ViTImageProcessor, ViTModel
 
 from hf_esc import ESCModel
+from hf_esc.cli import main
 from hf_esc.embedded import resolve_model
 from hf_esc.version import __version__
 
@@ -364,3 +365,34 @@ def test_a_run_killed_while_it_works_leaves_no_folder(elsewhere, tmp_path):
     ended = elsewhere(KILLED, tmp_path, command=COMMAND, root=ROOT, arguments=arguments)
     assert ended["answer"] == -9
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def told_of_another(monkeypatch):
+    """The environment of a shell on a cluster that sets what a launcher sets. No other process is there."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--version"], 0), (["--help"], 0), (["erase", "-h"], 0), (["verify", "nowhere"], 2), ([], 2)],
+)
+def test_what_only_tells_waits_for_no_other_process(told_of_another, monkeypatch, capsys, words, code):
+    monkeypatch.setattr("torch.distributed.rendezvous", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(sys, "argv", ["hf-esc", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert (end.value.code or 0) == code
+    assert "Waiting" not in capsys.readouterr().err
+
+
+def test_a_command_says_that_it_waits(told_of_another, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("torch.distributed.rendezvous", interrupted)
+    monkeypatch.setattr(sys, "argv", ["hf-esc", "erase", "embedded"])
+    with pytest.raises(KeyboardInterrupt):
+        main()
+    assert capsys.readouterr().err == "Waiting for the other process.\n"

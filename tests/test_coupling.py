@@ -72,6 +72,7 @@ CALLED = {
     "transformers.Trainer.set_initial_training_values": "args dataloader",
     "transformers.dynamic_module_utils.custom_object_save": "obj folder config",
     "transformers.dynamic_module_utils.get_relative_import_files": "module_file",
+    "transformers.dynamic_module_utils.get_relative_imports": "module_file",
     "typer.core.TyperCommand.parse_args": "ctx args",
     "typer.main.get_command": "typer_instance",
 }

@@ -12,7 +12,7 @@ from transformers import ViTImageProcessor
 
 from hf_esc.data import image_batches, load_images
 from hf_esc.data.batches import ready_batches
-from hf_esc.data.columns import find_image_column, find_label_column
+from hf_esc.data.columns import class_indices, find_image_column, find_label_column
 from hf_esc.data.image_data import TEST_SPLITS
 from hf_esc.data.labels import UNCLEAR
 from hf_esc.errors import DataError, ForgetSetError, ImageError, LabelError
@@ -391,6 +391,8 @@ def test_whole_numbers_with_a_point_are_class_indices(tmp_path):
         (["a", None], Value("string"), "without a label"),
         ([0.0, 1.7], Value("float64"), r"holds 1.7 \(row 1\), which is no class"),
         ([0.0, float("nan")], Value("float64"), "without a label"),
+        ([0.0, float("inf")], Value("float64"), r"holds inf \(row 1\), which is no class"),
+        ([0.0, -1e300], Value("float64"), r"\(row 1\), which is no class"),
         ([[0], [1]], List(Value("int64")), "No column that holds labels"),
         ([0, -2], Value("int64"), "none of|outside"),
     ],
@@ -399,6 +401,11 @@ def test_labels_that_are_none_are_refused(tmp_path, values, feature, message):
     rows = labelled([0, 1]).remove_columns("label").add_column("label", values, feature=feature)
     with pytest.raises(DataError, match=message):
         load_images(saved(tmp_path, train=rows))
+
+
+def test_a_number_of_more_than_64_bits_is_no_class():
+    with pytest.raises(DataError, match=r"9223372036854775808\W.*which is no class"):
+        class_indices(np.array([0, 2**63], dtype=np.uint64), "label")
 
 
 def test_text_labels_of_either_kind_are_classes_and_numbers_in_order(tmp_path):

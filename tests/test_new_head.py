@@ -7,6 +7,9 @@ from transformers import AutoModelForImageClassification
 from hf_esc import ESCModel, load_classifier
 from hf_esc.data.labels import erased_labels
 from hf_esc.errors import CheckpointError, ModelError
+from hf_esc.hub.verification import verify
+from hf_esc.ledger.fingerprints import sealed
+from hf_esc.methods import edited_fingerprint
 
 from .tiny import batches, quietly
 from .zoo import ZOO
@@ -57,6 +60,38 @@ def test_the_ledger_keeps_its_labels_as_those_of_an_earlier_head():
     assert before.config.erasures[-1]["label_ids"] == [3]
     again = model.replace_head({0: "a", 1: "b"})
     assert again.config.erasures[-1]["earlier_label_ids"] == [3]
+
+
+def test_what_is_erased_behind_a_new_head_verifies(tmp_path):
+    images = batches(ZOO["vit"].inputs(8, seed=7)["pixel_values"])
+    before = erased("vit")
+    before.config.erasures = sealed([before.config.erasures[-1] | {"labels": ["cat"], "label_ids": [3]}])
+    model = before.replace_head(NEW)
+    with torch.no_grad():
+        model.model.classifier.weight.add_(1)
+    model.save_pretrained(tmp_path)
+    last = verify(tmp_path)[-1]
+    assert (last.name, last.passed) == ("ledger", False)
+    assert "head was replaced" in last.detail
+    again = quietly(model, images, rank=1)
+    assert sealed(again.config.erasures) == again.config.erasures
+    again.save_pretrained(tmp_path)
+    checks = {check.name: check for check in verify(tmp_path)}
+    assert [name for name, check in checks.items() if check.passed is False] == []
+    assert [name for name in ("weights", "base", "ledger's text") if checks[name].passed is None] == [
+        "base",
+        "ledger's text",
+    ]
+    with torch.no_grad():
+        again.model.classifier.weight.add_(1)
+    again.save_pretrained(tmp_path)
+    assert verify(tmp_path)[-1].name == "weights"
+
+
+def test_an_edit_of_an_earlier_head_says_nothing_of_the_weights():
+    edit = {"kind": "weights", "method": "delete", "weights_sha256": "a"}
+    assert edited_fingerprint([edit]) == "a"
+    assert edited_fingerprint([edit | {"earlier_label_ids": None}]) is None
 
 
 def test_nothing_is_erased_from_a_head_that_was_never_trained():

@@ -26,6 +26,14 @@ def whole() -> UnlearningReport:
     return report(models=models | {"model": rich}, gates=[gate([1], 2.5)])
 
 
+def test_a_report_of_before_the_fingerprint_is_of_another_version():
+    for schema in (1, 2):
+        values = whole().to_dict() | {"schema": schema}
+        del values["sha256"]
+        with pytest.raises(DataError, match="it is of another version, so evaluate the model again"):
+            UnlearningReport.from_json(json.dumps(values))
+
+
 def places_of(values, place=()):
     """The place of each value that is no list, no mapping and not None."""
     if isinstance(values, dict | list):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import hf_esc as package
+from hf_esc.cli import _say
 from hf_esc.errors import HfEscError, LabelError, OutputError, SiteError, shown, warn
 from hf_esc.evaluation.report_text import table
 
@@ -49,6 +51,13 @@ def test_the_text_of_an_error_and_of_a_warning_is_shown(text):
         warnings.simplefilter("always")
         warn(text)
     assert str(caught[0].message) == shown(text)
+
+
+@pytest.mark.parametrize("category", [UserWarning, FutureWarning])
+def test_a_warning_of_another_library_is_shown(category, capsys, monkeypatch):
+    monkeypatch.setattr("hf_esc.cli._as_python_does", lambda message, *_: sys.stderr.write(f"{message}\n"))
+    _say(f"cat{OSC}\nMISMATCH    weights: forged", category, "a_file.py", 1)
+    assert not acting(capsys.readouterr().err)
 
 
 def test_the_command_line_has_one_way_to_the_terminal():

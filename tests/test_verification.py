@@ -280,7 +280,6 @@ def test_a_ledger_that_is_not_whole(copied, name):
 
 CODE = {
     "changed": lambda folder: (folder / "modeling_esc.py").write_text((folder / "modeling_esc.py").read_text() + "\n"),
-    "one more": lambda folder: (folder / "extra.py").write_text("print('hello')\n"),
     "missing": lambda folder: (folder / "projection.py").unlink(),
     "empty": lambda folder: (folder / "errors.py").write_bytes(b""),
 }
@@ -506,10 +505,3 @@ def test_a_configuration_that_names_other_code_does_not_verify(copied, what):
     last = verify(folder)[-1]
     assert (last.name, last.passed) == ("code", False)
     assert "evil" in last.detail.lower()
-
-
-def test_code_in_a_folder_below_does_not_verify(copied):
-    folder = copied()
-    (folder / "sub").mkdir()
-    (folder / "sub" / "evil.py").write_text("print('hello')")
-    assert outcome(folder)[-1] is False

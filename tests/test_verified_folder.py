@@ -20,6 +20,7 @@ from hf_esc.ledger.fingerprints import record_sha256, sealed
 
 from .pictures import picture
 from .pushing import erased_vit, report_of, tiny_vit
+from .test_verification import all_cnn, twice
 from .unlearning import trained
 
 FILES = ("config.json", "preprocessor_config.json")
@@ -129,8 +130,56 @@ def test_no_change_of_the_code_passes(folder, copied):
         file.unlink()
         assert failed(copied) == ["code"]
         file.write_text(text)
+    assert failed(copied) == []
+
+
+def test_code_that_nothing_imports_is_the_users_until_a_file_of_ours_does(copied):
+    # Nothing of ours imports it, so nothing runs it before a file of ours was changed.
     (copied / "more.py").write_text("print('hello')")
-    assert failed(copied) == ["code"]
+    assert failed(copied) == []
+    for file in copied.glob("*.py"):
+        if file.name != "more.py":
+            file.write_text(file.read_text() + "\nfrom .more import hello\n")
+            assert failed(copied) == ["code"]
+
+
+def text_at(name: str, text: str):
+    def write(folder: Path) -> None:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+
+    return write
+
+
+# What users and tools leave beside a checkpoint, and how it is listed.
+LEFT_THERE = {
+    "a script": (text_at("infer.py", "print('hello')"), "infer.py"),
+    "code in a hidden folder": (text_at(".ipynb_checkpoints/x.py", "1"), ".ipynb_checkpoints/x.py"),
+    "code in a folder": (text_at("sub/modeling_esc.py", "print('hello')"), "sub/modeling_esc.py"),
+    "a configuration in a folder": (text_at("runs/config.json", '{"auto_map": {"x": "evil.E"}}'), "runs/config.json"),
+    "an adapter in a folder": (text_at("runs/adapter_config.json", "{}"), "runs/adapter_config.json"),
+    "a folder called like JSON": (lambda folder: (folder / "x.json").mkdir(), None),
+    "a folder called like code": (lambda folder: (folder / "x.py").mkdir(), None),
+    "a link to nothing": (lambda folder: (folder / "y.json").symlink_to("nowhere"), None),
+}
+
+
+def test_what_is_left_beside_it_and_never_loaded_is_no_mismatch(copied):
+    for leave, _ in LEFT_THERE.values():
+        leave(copied)
+    assert failed(copied) == []
+    assert set(told(copied)["other files"].removeprefix("not looked at: ").split(", ")) == {
+        name for _, name in LEFT_THERE.values() if name
+    }
+
+
+def test_checkpoints_of_a_training_and_ends_of_lines_are_no_mismatch(tmp_path):
+    all_cnn().save_pretrained(tmp_path)
+    shutil.copytree(tmp_path, tmp_path / "checkpoint-2")
+    for file in tmp_path.glob("*.py"):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n"))
+    assert failed(tmp_path) == []
+    assert "checkpoint-2/config.json" in told(tmp_path)["other files"]
 
 
 def test_no_change_of_a_record_passes(folder):
@@ -230,8 +279,6 @@ def test_a_redacted_model_verifies_and_its_fingerprints_do_not_tell_the_name(tmp
 
 
 def test_a_record_that_was_taken_out_shows_in_the_next():
-    from .test_verification import twice
-
     first, second = twice().config.erasures
     assert sealed([first, second]) == [first, second]
     assert sealed([second])[0]["record_sha256"] != second["record_sha256"]

@@ -6,11 +6,11 @@ from typing import Any
 
 import typer
 
-from ..errors import HfEscError, IncompleteErasureWarning
+from ..errors import HfEscError, IncompleteErasureWarning, shown
 from ..saving import is_of_disk
 from .erase import erase
 from .evaluate import evaluate
-from .processes import end_as_one, several
+from .processes import end_as_one, leave_others, several
 from .push import push
 from .terminal import say
 from .train import train
@@ -50,9 +50,9 @@ _as_python_does = warnings.showwarning
 def _say(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> None:
     """A warning to users without the place in the code, which is of no use to them."""
     if category in (UserWarning, IncompleteErasureWarning):
-        typer.echo(f"Warning: {message}", err=True)
+        say(f"Warning: {message}", err=True)
     else:
-        _as_python_does(message, category, *args, **kwargs)
+        _as_python_does(shown(message), category, *args, **kwargs)
 
 
 def main() -> None:
@@ -61,12 +61,24 @@ def main() -> None:
 
     Exit code 0: done, and complete; 1: `verify` found a mismatch; 2: the input is at fault, and the message says what
     to do; 3: what was to be forgotten is not gone, or an earlier class came back; 130: Ctrl-C. Several processes end
-    with the code of the first; only `train` divides its work among them.
+    with the code of the first; only `train` divides its work among them. What only tells something (`verify`,
+    `--help`, `--version`) waits for none of them.
     """
     warnings.showwarning = _say
+    words = sys.argv[1:]
     if several():
-        end_as_one(_run, divided="train" in sys.argv[1:2])
+        if not _only_tells(words):
+            end_as_one(_run, divided="train" in words[:1])
+        leave_others()
     _run()
+
+
+def _only_tells(words: list[str]) -> bool:
+    """
+    Whether a command writes nothing. Such a one does not wait for other processes, which may not be there: some
+    clusters set what a launcher sets for every shell.
+    """
+    return not words or words[0] == "verify" or bool({"--version", "--help", "-h"} & {*words})
 
 
 def _run() -> None:
@@ -81,7 +93,7 @@ def _run() -> None:
         say(f"Error: Something cannot be read or written: {error}. Is the disk full, or read-only?", err=True)
         sys.exit(2)
     except KeyboardInterrupt:  # while the command line is read; typer catches those of a command
-        typer.echo("Aborted.", err=True)
+        say("Aborted.", err=True)
         sys.exit(130)
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
-import typer
+from .terminal import say
 
 # What tells a process of the others, and would make the libraries wait for them.
 _TOLD = ["RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"]
@@ -25,6 +25,12 @@ def several() -> bool:
     return told and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def leave_others() -> None:
+    """Go on as a process that was started alone."""
+    for name in _TOLD:
+        os.environ.pop(name, None)
+
+
 def end_as_one(run: Callable[[], None], *, divided: bool) -> NoReturn:
     """
     Run a command in several processes, and end all of them with the exit code of the first.
@@ -34,6 +40,9 @@ def end_as_one(run: Callable[[], None], *, divided: bool) -> NoReturn:
         divided (`bool`): Whether the processes divide the work. Otherwise the first one does it, as if it were alone,
             and the others wait: all would write the same folder, and push it.
     """
+    others = int(os.environ["WORLD_SIZE"]) - 1
+    say(f"Waiting for the other {f'{others} processes' if others > 1 else 'process'}.", err=True)
+
     from torch.distributed import PrefixStore, rendezvous
 
     store, rank, processes = next(iter(rendezvous("env://")))
@@ -46,9 +55,8 @@ def end_as_one(run: Callable[[], None], *, divided: bool) -> NoReturn:
             with suppress(RuntimeError):  # the first one may be gone
                 store.set(f"ends {rank}", "")
     if not divided:
-        for name in _TOLD:
-            os.environ.pop(name, None)
-        typer.echo(f"{processes} processes were started. The first does the work, and the others wait.", err=True)
+        leave_others()
+        say(f"{processes} processes were started. The first does the work, and the others wait.", err=True)
     code = 1
     try:
         code = _exit_code(run)

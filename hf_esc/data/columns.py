@@ -53,12 +53,13 @@ def class_indices(values: Sequence[Any], column: str) -> np.ndarray:
         DataError: If a label is missing, or is no whole number.
     """
     found = np.asarray(values)
-    if found.dtype.kind in "iub":
+    if np.can_cast(found.dtype, np.int64):
         return found.astype(np.int64)
     for row, value in enumerate(values):
         if is_missing(value):
             raise DataError(f"The column {column!r} has images without a label, such as row {row}. Leave them out.")
-        if isinstance(value, str) or value != int(value):
+        # Infinity is no class either, and none has a number of more than 64 bits.
+        if isinstance(value, str) or not -(2**63) <= value < 2**63 or value != int(value):
             raise DataError(
                 f"The column {column!r} holds {value!r} (row {row}), which is no class. Labels should be names, or "
                 "whole numbers from 0 on."

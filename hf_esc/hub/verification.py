@@ -9,7 +9,8 @@ import copy
 import itertools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.dynamic_module_utils import custom_object_save
+from transformers.dynamic_module_utils import custom_object_save, get_relative_imports
 
 from ..data.labels import numbered_names
 from ..errors import CheckpointError, DataError, LabelError, ModelError
@@ -34,7 +35,7 @@ from ..evaluation.report_check import misfit
 from ..ledger.fingerprints import labels_sha256, processor_sha256, record_sha256, settings, settings_sha256
 from ..ledger.record import check_ledger, edits_weights
 from ..loading import why_not_loaded
-from ..methods import edited_fingerprint
+from ..methods import edited_fingerprint, of_earlier_head
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
 from ..modeling.modeling_esc import AUTO_MAP, ESCModel, copy_code, inner_classifier
@@ -138,9 +139,11 @@ def _checks(source: str, revision: str | None, token: str | bool | None) -> Iter
     yield _settings_check(model.config, ledger[-1])
     yield _labels_check(model.config, ledger)
     yield _processor_check(source, folder, ledger[-1], options)
-    yield _code_check(model, folder, ledger[-1])
+    ours, auto_map = _our_code(model)
+    theirs = _code_that_runs(folder, ours, auto_map)
+    yield _code_check(folder, ours, theirs, auto_map, ledger[-1])
     yield _evaluation_check(model, folder)
-    yield _files_check(folder, None if folder == Path(source) else source, options)
+    yield _files_check(folder, theirs, None if folder == Path(source) else source, options)
 
 
 def _all_edits(ledger: Any) -> bool:
@@ -160,8 +163,13 @@ def _front_checks(model: ESCModel, ledger: Sequence[dict], token: str | bool | N
     methods = ", ".join(str(record.get("method")) for record in ledger)
     yield Check("erased model", True, f"{type(model.model).__name__}, {len(ledger)} erased: {methods}")
     yield Check("projection", True, f"is one, and the ledger's: {last['projection_sha256']}")
-    # Before its weights were last edited, a model had others.
-    first = max((i + 1 for i, record in enumerate(ledger) if edits_weights(record)), default=0)
+    # Before its weights were last edited, or its head replaced, a model had others.
+    others = [i for i, record in enumerate(ledger) if edits_weights(record) or of_earlier_head(record)]
+    first = others[-1] + 1 if others else 0
+    if of_earlier_head(last):
+        detail = "its head was replaced after the last erasure, and the ledger has no fingerprint of the weights since"
+        yield Check("ledger", False, detail)
+        return
     if lacking := [i for i, record in enumerate(ledger) if i >= first and not record.get("base_sha256")]:
         yield Check("ledger", False, f"record {lacking[0]} has no fingerprint of the weights")
         return
@@ -205,6 +213,8 @@ def _edited_checks(model: PreTrainedModel, ledger: Sequence[dict], token: str | 
 
 
 def _edited_base(record: Mapping[str, Any]) -> Check:
+    if of_earlier_head(record):
+        return Check("base", None, "the head was replaced, and the weights are no longer the base model's")
     return Check("base", None, f"the weights were edited ({record.get('method')}) and are no longer the base model's")
 
 
@@ -242,16 +252,18 @@ def _text_check(config: Any, ledger: Sequence[Mapping[str, Any]]) -> Check:
     names = numbered_names(config) if config.id2label else {}
     for place, record in enumerate(ledger):
         said = [str(name) for name in record.get("labels") or ()]
-        if said and said != [names.get(label, str(label)) for label in record.get("label_ids") or ()]:
+        named = not of_earlier_head(record)  # the classes of the model
+        if said and named and said != [names.get(label, str(label)) for label in record.get("label_ids") or ()]:
             return Check("ledger's text", False, f"record {place} names {said}, and the model other classes there")
         recorded = record.get("record_sha256")
-        if recorded is None and "settings_sha256" not in record:
+        if recorded is None and "settings_sha256" not in record:  # both are written, and taken out, together
             without.append(str(place))
         elif recorded != record_sha256(record, before):
             return Check("ledger's text", False, f"record {place} was changed, or one before it, since {recorded}")
         before = recorded
     if without:
-        detail = f"record {', '.join(without)} is of a version of hf_esc that wrote no fingerprint of what it says"
+        detail = f"record {', '.join(without)} has no fingerprint of what it says, as in older versions of hf_esc, or "
+        detail += "where the head was replaced"
         return Check("ledger's text", None, detail)
     return Check("ledger's text", True, f"{len(ledger)} records as they were written")
 
@@ -298,21 +310,54 @@ def _compared(name: str, record: Mapping[str, Any], key: str, found: str | None,
     return Check(name, True, f"the ledger's: {found}")
 
 
-def _code_check(model: PreTrainedModel, folder: Path, record: Mapping[str, Any]) -> Check:
+def _our_code(model: PreTrainedModel) -> tuple[dict[str, bytes], dict[str, str] | None]:
+    """The code that belongs beside a checkpoint, by name, and the `auto_map` of its configuration."""
     with tempfile.TemporaryDirectory() as scratch:
-        expected = _write_code(model, Path(scratch))
-        ours = {file.name: file.read_bytes() for file in Path(scratch).glob("*.py")}
-    for file in sorted(folder.rglob("*.json")):
+        auto_map = _write_code(model, Path(scratch))
+        return {file.name: _lines(file) for file in Path(scratch).glob("*.py")}, auto_map
+
+
+def _code_that_runs(folder: Path, ours: Collection[str], auto_map: Mapping[str, Any] | None) -> dict[str, bytes]:
+    """
+    The code in a folder that has a name of ours, or that transformers runs: what `auto_map` names, and what that
+    imports, in turn, as transformers reads it. Other code is the user's.
+    """
+    named = [name for name in (auto_map or {}).values() if isinstance(name, str)]
+    left = [*ours, *(f"{name.rpartition('.')[0]}.py" for name in named)]
+    found: dict[str, bytes] = {}
+    while left:
+        file = folder / (name := left.pop())
+        if name in found or not file.is_file():
+            continue
+        found[name] = _lines(file)
+        with suppress(UnicodeDecodeError):  # which is no code of ours
+            left += [f"{module}.py" for module in get_relative_imports(file)]
+    return found
+
+
+def _lines(file: Path) -> bytes:
+    # Git on Windows ends lines otherwise.
+    return file.read_bytes().replace(b"\r\n", b"\n")
+
+
+def _code_check(
+    folder: Path,
+    ours: Mapping[str, bytes],
+    theirs: Mapping[str, bytes],
+    auto_map: Mapping[str, str] | None,
+    record: Mapping[str, Any],
+) -> Check:
+    # Nothing in a folder below is loaded with this one: a Trainer keeps whole checkpoints there.
+    for file in sorted(file for file in folder.glob("*.json") if file.is_file()):
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:  # no JSON, so it names no code
             continue
         named = found if isinstance(found, dict) else {}
-        if named.get("auto_map") != (expected if file == folder / "config.json" else None):
+        if named.get("auto_map") != (auto_map if file == folder / "config.json" else None):
             return Check("code", False, f"{file.name} names other code than that of hf_esc: {named.get('auto_map')}")
         if "custom_pipelines" in named:
             return Check("code", False, f"{file.name} names code of a pipeline: {named['custom_pipelines']}")
-    theirs = {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.py")}
     strange = sorted(name for name in theirs if ours.get(name) != theirs[name])
     missing = sorted(set(ours) - set(theirs))
     made_with = (record.get("versions") or {}).get("hf_esc")
@@ -356,20 +401,20 @@ def _evaluation_check(model: PreTrainedModel, folder: Path) -> Check:
     return Check("evaluation", True, f"of this model, on {Path(report.dataset).name}, as it was written")
 
 
-def _files_check(folder: Path, repo_id: str | None, options: Mapping[str, Any]) -> Check:
+def _files_check(folder: Path, code: Collection[str], repo_id: str | None, options: Mapping[str, Any]) -> Check:
     """What else is there, or in the repository. An adapter would be put into the model by whoever has peft."""
     index = folder / "model.safetensors.index.json"
-    known = {"config.json", *_PROCESSOR, "model.safetensors", index.name, EVALUATION}
+    known = {"config.json", *_PROCESSOR, "model.safetensors", index.name, EVALUATION, *code}
     if index.is_file():
         known |= {*json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}).values()}
     if repo_id is None:
-        there = [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]
+        there = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
     else:
         try:
             there = HfApi(token=options["token"]).list_repo_files(repo_id, revision=options["revision"])
         except Exception as error:  # the client's own, and those of whatever it talks HTTP with
             return Check("other files", None, f"not listed: {error}")
-    others = [name for name in sorted({*there} - known) if not name.endswith(".py") and not name.startswith(".")]
-    if adapters := [name for name in others if Path(name).name.startswith("adapter_")]:
+    others = [name for name in sorted({*there} - known) if name.endswith(".py") or not name.startswith(".")]
+    if adapters := [name for name in others if name.startswith("adapter_")]:
         return Check("other files", False, f"{adapters[0]}: with peft installed, it would change the model")
     return Check("other files", None if others else True, f"not looked at: {', '.join(others)}" if others else "none")
