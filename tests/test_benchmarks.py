@@ -23,8 +23,10 @@ from .tiny import tiny
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
+import knowledge_retention  # noqa: E402
 import methods  # noqa: E402
 import paper  # noqa: E402
+import report_unlearning  # noqa: E402
 import results  # noqa: E402
 import run  # noqa: E402
 import tune  # noqa: E402
@@ -79,6 +81,66 @@ def test_a_row_is_run_once_and_again_where_its_settings_have_changed(clothes, he
     assert second["delete/Trouser/seed=0"]["settings"]["temperature"] == 2.0
     rows_after(experiment(clothes, esc), here, again=["esc"])
     assert calls[-1] == "esc"
+
+
+def test_a_row_whose_converged_probe_was_stopped_early_is_run_again(clothes, here, calls):
+    made = experiment(clothes, {"method": "esc"})
+    [(name, row)] = rows_after(made, here).items()
+    assert row["probes"]["converged"]["gradient"] <= 1e-3
+    old = {"C": 100.0, "converged": True, "iterations": 441}
+    for probes in ({}, {"converged": old}):
+        before = {key: value for key, value in row.items() if key != "probes"} | ({"probes": probes} if probes else {})
+        assert report_unlearning.mark([before, row]) != report_unlearning.mark([row]) == ""
+        assert "the converged probes of ESC were stopped early" in report_unlearning.mark([before, row])
+        results.write(here / "results.json", {"rows": {name: before}})
+        assert rows_after(made, here)[name]["retention"] == row["retention"]
+    assert calls == ["esc"] * 3
+    constant = row | {"probes": {"converged": {"C": 100.0, "converged": True, "constant": True}}}
+    assert report_unlearning.mark([constant]) == report_unlearning.mark([{"label": "esc", "error": "none"}]) == ""
+
+
+def test_a_report_says_which_of_its_parts_have_such_probes():
+    old, new = {"converged": True, "iterations": 3}, {"converged": True, "gradient": 1e-4}
+    point, hidden = {"labelled": 1, "forget_test": 50.0}, {"forget_test": 50.0}
+
+    def model(settings: dict) -> dict:
+        return {
+            "retention": {"paper": {"settings": {}}, "converged": {"settings": settings}},
+            "curve": [point | ({"any_test": None} if "gradient" in settings else {})],
+            "attacks": {"hidden_layers": hidden | {"settings": settings if "gradient" in settings else {}}},
+        }
+
+    assert results.parts_stopped_early(model(old)) == ["retention", "curve", "attacks"]
+    assert results.parts_stopped_early(model(new)) == []
+    assert results.parts_stopped_early(model(new) | {"curve": None, "attacks": None}) == []
+    known = {"models": {"model": model(old), "retrain": model(old)}, "retrain": {"seconds": 1}}
+    short = {"models": {"model": model(new) | {"curve": None, "attacks": None}}}
+    assert knowledge_retention.is_early(known, retrained=False, short=True)
+    merged = knowledge_retention.with_the_rest_of(short, known)
+    assert results.parts_stopped_early(merged["models"]["model"]) == ["curve", "attacks"]
+    assert results.parts_stopped_early(merged["models"]["retrain"]) == ["retention", "curve", "attacks"]
+    assert not knowledge_retention.is_early(merged, retrained=False, short=True)
+    assert knowledge_retention.is_early(merged, retrained=False, short=False)
+    assert knowledge_retention.is_early(merged, retrained=True, short=True)
+    assert merged["retrain"] == known["retrain"]
+
+
+def test_in_turn_says_first_what_is_taken_for_any_of_the_classes(monkeypatch):
+    def row(request: list[str], **shares: float) -> dict:
+        found = {"forget_test": 1.0, "retain_test": 90.0} | shares
+        return {
+            "label": "esc",
+            "request": request,
+            "accuracies": found,
+            "retention": {"paper": found, "converged": found | {key: 40.0 for key in shares if key == "any_test"}},
+            "probes": {"converged": {"gradient": 0.0}},
+        }
+
+    rows = [row(["Trouser"]), row(["Trouser", "Bag"], any_test=3.0)]
+    monkeypatch.setattr(report_unlearning, "rows_of", lambda experiment: rows)
+    assert report_unlearning.in_turn().splitlines()[2] == (
+        "| ESC | 1.0 / 90.0 | 3.0 / 1.0 / 90.0 | 3.0 / 1.0 / 90.0 | 40.0 / 1.0 / 90.0 |"
+    )
 
 
 def test_rows_are_of_their_images_and_of_the_way_these_are_read(clothes, here, calls, fashion, tmp_path):

@@ -97,6 +97,14 @@ def test_the_order_of_rows_does_not_matter():
     assert (one.weight - other.weight).norm() <= 2 * TOLERANCE * one.weight.norm()
 
 
+def test_where_losses_no_longer_differ_the_gradient_still_leads_to_the_minimum():
+    """Weak signals in many rows, as after a good erasure: a line search alone gives up here."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(10, (50_000,), generator=generator)
+    x = torch.randn(50_000, 16, generator=generator) + 0.02 * y[:, None]
+    assert fit_logistic_regression(x, y, 10, strength=STRENGTH).converged
+
+
 def test_a_solver_that_gets_stuck_says_so(monkeypatch):
     """Nothing limits it here: float64 has no step left that lowers the objective."""
     x, y = problem(3, [40, 30, 2], 10)

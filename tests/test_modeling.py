@@ -154,6 +154,7 @@ def test_offloaded_to_disk_it_is_checked_and_erases(erased, inputs, tmp_path):
 @pytest.mark.slow
 def test_compiles_and_exports_as_one_graph(erased, inputs):
     expected = logits(erased, inputs)
+    erased = copy.deepcopy(erased)  # no context was entered yet
     compiled = torch.compile(erased, fullgraph=True, backend="eager")
     torch.testing.assert_close(logits(compiled, inputs), expected)
     with erased.disable_projection():

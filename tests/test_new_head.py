@@ -88,6 +88,14 @@ def test_from_pretrained_with_other_classes_is_a_new_head_where_that_is_said(tmp
             assert model.config.erasures[-1]["untrained_head_sha256"]
             with pytest.raises(CheckpointError, match="ignore_mismatched_sizes=True"):
                 auto.from_pretrained(tmp_path, **labels)
-        assert auto.from_pretrained(tmp_path, num_labels=5).config.erasures == before.config.erasures
+        # As many classes under other names are no new head.
+        renamed = {str(number): f"class {number}" for number in range(5)}
+        for labels in ({"num_labels": 5}, {"id2label": renamed}, {"config": str(tmp_path)}):
+            kept = auto.from_pretrained(tmp_path, **labels)
+            assert kept.config.erasures == before.config.erasures
+            with torch.no_grad():
+                assert torch.equal(kept(**inputs).logits, before(**inputs).logits)
+        with pytest.raises(CheckpointError, match="need the names of 0 to 2"):
+            auto.from_pretrained(tmp_path, id2label={1: "a", 2: "b", 3: "c"}, ignore_mismatched_sizes=True)
     with pytest.raises(ModelError, match="has no weights for"):
         load_classifier(tmp_path, device="cpu", num_labels=3, ignore_mismatched_sizes=True)

@@ -98,10 +98,57 @@ def new_weights(base):
     setattr(base.get_submodule(parent), name, nn.Linear(module.in_features, module.out_features))
 
 
-@pytest.mark.parametrize("change", [dropout, new_weights, nn.Module.train, lambda base: base.requires_grad_(False)])
+def no_dropout(base):
+    for path, module in list(base.named_modules()):
+        if isinstance(module, nn.Dropout):
+            base.set_submodule(path, nn.Identity())
+
+
+def divided(base):
+    """As FSDP2 does, which gives each module that it divides a class of its own."""
+    layer = next(
+        module for path, module in base.named_modules() if path.endswith("layer.0") or path.endswith("layers.0")
+    )
+    layer.__class__ = type(f"FSDP{type(layer).__name__}", (type(layer),), {})
+
+
+HARMLESS = [dropout, no_dropout, divided, new_weights, nn.Module.train, lambda base: base.requires_grad_(False)]
+
+
+@pytest.mark.parametrize("change", HARMLESS)
 def test_what_is_saved_loads_to_the_same_logits(erased, change, tmp_path):
     changed = copy.deepcopy(erased)
     change(changed.model)
     # A layer that was trained since has another fingerprint, which is for `verify` to say; the file is what was saved.
     changed.eval().save_pretrained(tmp_path)
     assert torch.equal(logits(ESCModel.from_pretrained(tmp_path)), logits(changed))
+
+
+def test_batch_norm_of_several_processes_is_saved_as_the_one_that_is_loaded(tmp_path):
+    levit = ZOO["levit"]
+    erased = quietly(levit.build(), batches(levit.inputs(8)["pixel_values"]), rank=1)
+    erased.model = nn.SyncBatchNorm.convert_sync_batchnorm(erased.model)
+    erased.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(
+            ESCModel.from_pretrained(tmp_path)(**levit.inputs(4)).logits, erased(**levit.inputs(4)).logits
+        )
+
+
+class Flipped(type(VIT.build())):
+    """A class of the user's own with a configuration of transformers: what is loaded is transformers' class."""
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = -output.logits
+        return output
+
+
+def test_a_class_of_ones_own_that_would_load_as_another_is_refused(tmp_path):
+    model = VIT.build()
+    own = Flipped(model.config).eval()
+    own.load_state_dict(model.state_dict())
+    erased = quietly(own, batches(VIT.inputs(8)["pixel_values"]), rank=1)
+    with pytest.raises(CheckpointError, match=r"is not what its configuration makes.*Flipped"):
+        erased.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -145,7 +146,9 @@ def _logistic_regression(z: Tensor, y: Tensor, *, balanced: bool) -> Probe:
     classes, codes = y.to(scale.mean.device).unique(return_inverse=True)
     fit = fit_logistic_regression(scale(z.to(scale.mean)), codes, len(classes), strength=100, balanced=balanced)
     settings: dict[str, Any] = {"C": 100.0, "converged": fit.converged, "evaluations": fit.evaluations}
-    settings |= {"constant": True} if fit.constant else {"gradient": fit.gradient}
+    settings |= (
+        {"constant": True} if fit.constant else {"gradient": fit.gradient if math.isfinite(fit.gradient) else None}
+    )
     settings |= {"class_weight": "balanced"} if balanced else {}
     head = nn.utils.skip_init(nn.Linear, z.shape[1], len(classes), dtype=torch.float64, device=scale.mean.device)
     head.load_state_dict({"weight": fit.weight, "bias": fit.bias})

@@ -1,5 +1,6 @@
 """Configuration of an erased classifier. Travels with checkpoints."""
 
+import copy
 import inspect
 import shutil
 from pathlib import Path
@@ -146,6 +147,31 @@ def _build_base_config(values: dict[str, Any]) -> PretrainedConfig:
     config = CONFIG_MAPPING[model_type].from_dict(dict(values))
     config.architectures = values.get("architectures")  # several model classes can share a configuration class
     return config
+
+
+def build_base(config: PretrainedConfig) -> Any:
+    """The classifier of a configuration, with new weights."""
+    import transformers
+
+    # Several classes can share a configuration (deit, levit, perceiver). The architecture's name tells them apart.
+    for name in config.architectures or []:
+        model_class = getattr(transformers, name, None)
+        if model_class is not None:
+            return model_class._from_config(config)
+    return transformers.AutoModelForImageClassification.from_config(config)
+
+
+def made_again(model: Any, base_config: PretrainedConfig) -> Any:
+    """The classifier, without its weights, that is made when a checkpoint of `model` is loaded."""
+    import torch
+
+    own_code = not any(type(part).__module__.startswith("transformers.") for part in (model, model.config))
+    build = type(model)._from_config if own_code else build_base  # `copy_code` registers code of its own
+    try:
+        with torch.device("meta"):
+            return build(copy.deepcopy(base_config))
+    except RuntimeError:  # a constructor that looks at values
+        return build(copy.deepcopy(base_config))
 
 
 def copy_code(folder: Path, base: Any) -> None:

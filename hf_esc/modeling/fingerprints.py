@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,15 +43,17 @@ def head_sha256(model: Any) -> str:
     return tensors_sha256((name, weights[name]) for name in head_names(model.model, model.config.sites))
 
 
-def structure(model: nn.Module) -> dict[str, str]:
+def structure(model: nn.Module, state: dict[str, Tensor] | None = None) -> dict[str, str]:
     """
-    What a classifier computes with, by path: the shapes of its weights and buffers, and the kind and the settings of
-    its modules. What acts in training alone is left out.
+    What a classifier computes with, by path: the shapes of its weights and buffers (or of those in `state`), and the
+    kind and the settings of its modules. What acts in training alone is left out, and so are names that tell how a
+    training divides a model.
     """
-    parts = {path: str(tuple(tensor.shape)) for path, tensor in model.state_dict().items()}
+    weights = {name: tensor for name, tensor in (state or model.state_dict()).items() if "projections." not in name}
+    parts = {path: str(tuple(tensor.shape)) for path, tensor in weights.items()}
     for path, module in model.named_modules():
-        kind = type(module).__name__.replace("SyncBatchNorm", "BatchNorm2d")
-        if "Drop" not in kind:
+        kind = re.sub(r".*BatchNorm.*", "BatchNorm", type(module).__name__.removeprefix("FSDP"))
+        if "Drop" not in kind and kind != "Identity":
             parts[f"{path} ({kind})"] = module.extra_repr()
     return parts
 

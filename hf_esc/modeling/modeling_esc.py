@@ -7,16 +7,16 @@ import importlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers.configuration_utils import PretrainedConfig
 from transformers.modeling_utils import PreTrainedModel
 
-from .configuration_esc import AUTO_MAP, ESCConfig, copy_code, is_erased
+from .configuration_esc import AUTO_MAP, ESCConfig, build_base, copy_code, is_erased, made_again
 from .errors import CheckpointError, SiteError
 from .factors import Factor
 from .fingerprints import head_names, head_sha256, projections_sha256, structure, weights_sha256
@@ -63,7 +63,7 @@ class ESCModel(PreTrainedModel):
 
     def __init__(self, config: ESCConfig, model: PreTrainedModel | None = None):
         super().__init__(config)
-        self.model = _build_base(config.base_config) if model is None else model
+        self.model = build_base(config.base_config) if model is None else model
         if model is not None:
             # `post_init` draws new weights for modules without this mark: a head that a user put in, adapters, layers
             # that a conversion made. What was given is trained, whoever made it.
@@ -172,7 +172,8 @@ class ESCModel(PreTrainedModel):
     def disable_projection(self) -> Iterator[None]:
         """
         Within the context, the model is the original again, bit for bit. Other threads and other asyncio tasks still
-        get erased answers; a generator that is suspended inside shares the context with its caller.
+        get erased answers; a generator that is suspended inside shares the context with its caller. In a model that
+        `torch.compile` compiled, the thread decides, and all its tasks share that.
 
         Whoever holds the file can do this.
         """
@@ -243,7 +244,7 @@ class ESCModel(PreTrainedModel):
         config: Any = copy.deepcopy(self.config)
         config.base_config.id2label = config.id2label = dict(id2label)
         config.base_config.label2id = config.label2id = {name: number for number, name in id2label.items()}
-        base = _build_base(config.base_config)
+        base = build_base(config.base_config)
         head = head_names(base, config.sites)
         kept = {name: tensor for name, tensor in self.model.state_dict().items() if name not in head}
         try:
@@ -261,7 +262,7 @@ class ESCModel(PreTrainedModel):
             }
             for record in config.erasures
         ]
-        fresh = ESCModel(config, model=base.to(self.dtype))  # type: ignore[arg-type]
+        fresh = ESCModel(config, model=base.to(self.dtype))
         for own, there in zip(fresh.projections, self.projections, strict=True):
             own.factors = copy.deepcopy(there.factors)
         config.erasures[-1]["untrained_head_sha256"] = head_sha256(fresh)
@@ -312,18 +313,23 @@ class ESCModel(PreTrainedModel):
 
     @classmethod
     def _other_labels(cls, source: Any, kwargs: dict[str, Any]) -> dict[int, str] | None:
-        """The classes, out of `kwargs`, that a caller wants in place of those of the checkpoint; None for none."""
-        hub = {name: kwargs[name] for name in ("revision", "token", "cache_dir", "subfolder") if name in kwargs}
-        number, names, config = kwargs.pop("num_labels", None), kwargs.pop("id2label", None), kwargs.get("config")
-        if config is not None and config.id2label != config.base_config.id2label:  # an Auto class has put them there
-            names, kwargs["config"] = config.id2label, cls.config_class.from_pretrained(source, **hub)
-        if not names and not number:
+        """Names of more or fewer classes than the checkpoint has, out of `kwargs`. Other names are no new head."""
+        hub = {"revision", "token", "cache_dir", "subfolder", "local_files_only"} & kwargs.keys()
+        load: Any = partial(cls.config_class.from_pretrained, **{name: kwargs[name] for name in hub})
+        if isinstance(kwargs.get("config"), str | Path):
+            kwargs["config"] = load(kwargs["config"])
+        names, number, config = (kwargs.get(name) for name in ("id2label", "num_labels", "config"))
+        if config is not None and config.num_labels != config.base_config.num_labels:
+            names = config.id2label  # an Auto class has put them there
+        number = number or len(names or ())
+        if not number or number == (config or load(source)).base_config.num_labels:
             return None
-        there = kwargs.get("config") or cls.config_class.from_pretrained(source, **hub)
-        if not names and number == there.num_labels:
-            return None
-        names = names or {index: f"LABEL_{index}" for index in range(number)}
-        return None if names == there.id2label else {int(index): name for index, name in names.items()}
+        names = {int(index): name for index, name in (names or {i: f"LABEL_{i}" for i in range(number)}).items()}
+        if sorted(names) != list(range(number)):
+            raise CheckpointError(f"{number} classes need the names of 0 to {number - 1}, and these are {names}.")
+        for name in ("id2label", "num_labels", "config"):
+            kwargs.pop(name, None)
+        return names
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
         """
@@ -336,7 +342,7 @@ class ESCModel(PreTrainedModel):
                 makes. The checkpoint would not load, or would load to other logits. Nothing is written.
         """
         self.check_projections()
-        self._check_structure()
+        self._check_structure(kwargs.get("state_dict"))
         self.config.architectures = [type(self).__name__]
         # `register_for_auto_class` would write the entry of one class, and this code serves three Auto classes.
         self.config.auto_map = dict(AUTO_MAP)
@@ -351,11 +357,14 @@ class ESCModel(PreTrainedModel):
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", Path(save_directory).name), **hub)
 
-    def _check_structure(self) -> None:
-        """Raise a [`CheckpointError`] unless the base configuration makes a classifier like the one inside."""
-        with torch.device("meta"):
-            made = structure(type(self.model)._from_config(copy.deepcopy(self.config.base_config)))
-        own = structure(self.model)
+    def _check_structure(self, state: dict[str, Tensor] | None = None) -> None:
+        """
+        Raise a [`CheckpointError`] unless what is loaded from a checkpoint computes what the classifier inside does.
+
+        `state` is what is saved, where the caller gives it, as of a model whose parts are on several devices.
+        """
+        own = structure(self.model, {name.removeprefix("model."): tensor for name, tensor in (state or {}).items()})
+        made = structure(made_again(self.model, self.config.base_config))
         if other := sorted(path for path in {**own, **made} if own.get(path) != made.get(path)):
             raise CheckpointError(
                 f"The {type(self.model).__name__} inside is not what its configuration makes: {', '.join(other[:4])} "
@@ -401,15 +410,6 @@ class ESCFeatureModel(ESCModel):
 def inner_classifier(model: Any) -> Any:
     """The classifier inside an erased model, also if code beside the checkpoint loaded it. Any other model itself."""
     return model.model if is_erased(model) else model
-
-
-def _build_base(config: PretrainedConfig) -> PreTrainedModel:
-    # Several classes can share a configuration (deit, levit, perceiver). The architecture's name tells them apart.
-    for name in config.architectures or []:
-        model_class = getattr(transformers, name, None)
-        if model_class is not None:
-            return model_class._from_config(config)
-    return transformers.AutoModelForImageClassification.from_config(config)
 
 
 __all__ = ["ESCFeatureModel", "ESCModel", "ESCOutput"]

@@ -40,8 +40,11 @@ class _ThreadState(threading.local):
     State that each thread has for itself. A copy or a pickle of a model starts with a fresh one.
     """
 
-    features: Tensor | None = None  # the features that passed last
-    times_disabled: int = 0  # what a compiled graph looks at; contexts can overlap in any order, so they are counted
+    def __init__(self):
+        self.features: Tensor | None = None  # the features that passed last
+        # What a compiled graph looks at: an attribute that is there before the graph is. Contexts can overlap in any
+        # order, so they are counted.
+        self.times_disabled = 0
 
     def __deepcopy__(self, memo):
         return type(self)()
