@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO
 
@@ -22,30 +22,35 @@ except ImportError:  # on Windows: what killed runs left stays there
 # What a saved model consists of, by the names that transformers gives. All else in a folder is the user's.
 _WEIGHTS = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 # An evaluation is of the model that it was made with.
-_MODEL_FILES = {"config.json", "preprocessor_config.json", "evaluation.json"}
-# Code that travels beside a model: ours, and that of an architecture which transformers does not have.
-_MODEL_FILES |= {file.name for file in Path(__file__).with_name("modeling").glob("*.py")} - {"__init__.py"}
-_BASE_CODE = re.compile(r"(modeling|configuration)_\w+\.py")
+_MODEL_FILES = {"config.json", "preprocessor_config.json", "training_args.bin", "evaluation.json"}
+# Those that a new one is written with, and code of ours that travels beside it.
+_WRITTEN = re.compile(
+    r"(preprocessor_)?config\.json|training_args\.bin|model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
+_CODE = Path(__file__).with_name("modeling")
+# Class references in an `auto_map` (those to another repository have `--`), and imports as transformers finds them.
+_NAMED, _IMPORTED = re.compile(r'"(\w+)\.\w+"'), re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 # What a disk says. Other errors of the operating system, such as a lost connection, are not about the folder.
 _OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EFBIG, errno.ENOTDIR}
 _OF_DISK |= {errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EXDEV}
+_is_last = "config.json".__eq__  # of the names of a model's files, in their order of writing
 # A file in each temporary folder, which its process locks while it lives.
 _LOCK = ".lock"
 _locked: dict[Path, IO[str]] = {}
-# A folder into which the files of a model are written, in the folder that they are to be in.
+# A folder into which the files of a model are written, in the folder that they are to be in or, with its name, beside.
 _HIDDEN = ".unfinished-"
 
 
-def check_output(folder: Path, *, overwrite: bool) -> tuple | None:
+def check_output(folder: Path, *, overwrite: bool, early: bool = True) -> tuple | None:
     """
-    Check before the work that its result can be written to `folder`.
+    Check that a result can be written to `folder`: before the work, or (`early=False`) just before it is written.
 
     Returns:
         What is there, for [`write_folder`]: it tells whether somebody else has written there since.
 
     Raises:
         OutputError: If `folder` is a file or a mount point, if it cannot be made, if it is not empty and `overwrite`
-            is not set, or if it holds something other than a model.
+            is not set, or if it holds something other than a model, or a file that could be lost.
     """
     _restore(folder)
     if folder.is_dir() and os.path.ismount(folder):
@@ -55,10 +60,12 @@ def check_output(folder: Path, *, overwrite: bool) -> tuple | None:
         return None
     if not overwrite:
         raise OutputError(f"The output folder {folder} is not empty. Pass --overwrite to replace the model in it.")
-    if not _holds_model(folder):
+    if not _of_model(folder):
         raise OutputError(
             f"The output folder {folder} holds something that is no model, which --overwrite leaves alone."
         )
+    if early:
+        _refuse_loss(folder)
     return _state(folder.resolve())
 
 
@@ -132,35 +139,30 @@ def own_folder(parent: str | Path | None, prefix: str) -> Iterator[Path]:
 
 def _lock(file: Path) -> IO[str] | None:
     """The file, open and locked. None if a process that lives has locked it, or there are no locks here."""
-    if fcntl is None:
-        return None
+    opened = None
     try:
-        opened = file.open("r+")
+        if fcntl is not None:
+            opened = file.open("r+")
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        return None
-    try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        opened.close()
+        if opened is not None:
+            opened.close()
         return None
     return opened
 
 
 def _is_alive(hidden: Path) -> bool:
     """Whether the process that made a temporary folder is still at work, as far as locks tell."""
-    if not (hidden / _LOCK).exists():
-        return False
-    lock = _lock(hidden / _LOCK)
-    if lock is not None:
-        lock.close()
-    return lock is None
+    with _lock(hidden / _LOCK) or nullcontext() as lock:
+        return lock is None and (hidden / _LOCK).exists()
 
 
-def _holds_model(folder: Path) -> bool:
+def _read(file: Path) -> dict:
     try:
-        return "model_type" in json.loads((folder / "config.json").read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
@@ -180,26 +182,27 @@ def write_folder(folder: Path, *, overwrite: bool, since: tuple | None = ()) -> 
         OutputError: As in [`check_output`]; if it cannot be written, as on a full disk; or if somebody else wrote it
             meanwhile.
     """
-    found = check_output(folder, overwrite=overwrite)
+    found = check_output(folder, overwrite=overwrite, early=False)
     seen = found if since == () else since
+    meanwhile = OutputError(f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder.")
     if found != seen:
-        raise _meanwhile(folder)
+        raise meanwhile
     target = folder.resolve()
     with reported(folder):
         target.parent.mkdir(parents=True, exist_ok=True)
-        hidden = make_own_folder(target.parent, _hidden_prefix(target))
+        hidden = make_own_folder(target.parent, f".{target.name}{_HIDDEN}")
     fresh, old = hidden / "new", hidden / "old"
     try:
         with reported(folder):
             fresh.mkdir()
             yield fresh
             if _state(target) != seen:
-                raise _meanwhile(folder)
+                raise meanwhile
+            _refuse_loss(target, fresh)
             if target.exists():
                 # Files that are not part of a model, such as notes or `.git`, belong to the user and stay.
-                for item in target.iterdir():
-                    if not _of_model(item) and not (fresh / item.name).exists():
-                        _link(item, fresh / item.name)
+                for name in {*os.listdir(target)} - _of_model(target) - {*os.listdir(fresh)}:
+                    _link(target / name, fresh / name)
                 target.rename(old)
             if target.exists():
                 raise OutputError(f"Somebody else has made {folder} meanwhile. What was there before is in {old}.")
@@ -226,23 +229,25 @@ def write_into(folder: Path) -> Iterator[Path]:
     the old model is put back: by an error at once, and after a kill by the next run.
 
     Raises:
-        OutputError: If the files cannot be written, as on a full disk.
+        OutputError: If the files cannot be written, as on a full disk, or if one that is no model's would be lost.
     """
     with reported(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        restore_into(folder)
+        restore_into(folder, early=False)
         hidden = make_own_folder(folder, _HIDDEN)
         fresh, aside = hidden / "new", hidden / "aside"
         try:
             fresh.mkdir()
             yield fresh
+            _refuse_loss(folder, fresh)
             aside.mkdir()
-            for item in sorted(folder.iterdir(), key=_configuration, reverse=True):
-                if _of_model(item):
-                    os.replace(item, aside / item.name)
-            aside.rename(hidden / "old")  # from here on, what is in the folder is new
-            for item in sorted(fresh.iterdir(), key=_configuration):
-                os.replace(item, folder / item.name)
+            for name in sorted(_of_model(folder), key=_is_last, reverse=True):
+                os.replace(folder / name, aside / name)
+            placed = sorted({*os.listdir(fresh)} - {*os.listdir(folder)})
+            (hidden / "placed").write_text(json.dumps({"names": placed}), encoding="utf-8")
+            aside.rename(hidden / "old")  # from here on, what is placed in the folder is new
+            for name in sorted(os.listdir(fresh), key=_is_last):
+                os.replace(fresh / name, folder / name)
         finally:
             _put_back(folder, hidden)
             remove_own_folder(hidden)
@@ -250,7 +255,7 @@ def write_into(folder: Path) -> Iterator[Path]:
 
 def write_file(file: Path, text: str) -> None:
     """
-    Write a file whole or not at all: what was there stays until all of the new one is written.
+    Write a file whole or not at all: what was there stays until all of the new one is written, and its mode after.
 
     Raises:
         OutputError: If it cannot be written, as on a full disk.
@@ -260,20 +265,27 @@ def write_file(file: Path, text: str) -> None:
         if file.exists() and not file.is_file():  # a pipe or a terminal, say
             file.write_text(text, encoding="utf-8")
             return
-        fresh = target.with_name(f".{target.name}.unfinished")
-        try:
+        with own_folder(target.parent, f".{target.name}{_HIDDEN}") as hidden:
+            fresh = hidden / "new"
             fresh.write_text(text, encoding="utf-8")
+            if target.exists():
+                shutil.copymode(target, fresh)
             fresh.replace(target)
-        finally:
-            fresh.unlink(missing_ok=True)
 
 
-def restore_into(folder: Path) -> None:
-    """Put an old model back that a run was about to replace in its folder when it was killed."""
+def restore_into(folder: Path, *, early: bool = True) -> None:
+    """
+    Put an old model back that a run was about to replace in its folder when it was killed.
+
+    Raises:
+        OutputError: Before the work (`early`), if a file that is no model's has a name that models are written with.
+    """
     for hidden in folder.glob(f"{_HIDDEN}*"):
         if any((hidden / name).is_dir() for name in ("aside", "old")) and not _is_alive(hidden):
             _put_back(folder, hidden)
             shutil.rmtree(hidden, ignore_errors=True)
+    if early:
+        _refuse_loss(folder)
 
 
 def _put_back(folder: Path, hidden: Path) -> None:
@@ -281,15 +293,11 @@ def _put_back(folder: Path, hidden: Path) -> None:
     if (folder / "config.json").exists():  # it goes first and comes last
         return
     if (hidden / "old").is_dir():
-        for item in folder.iterdir():
-            if _of_model(item):
-                item.unlink()
-    for item in sorted([*hidden.glob("aside/*"), *hidden.glob("old/*")], key=_configuration):
+        for name in _read(hidden / "placed").get("names", ()):
+            if not (hidden / "new" / name).exists():
+                (folder / name).unlink(missing_ok=True)
+    for item in sorted([*hidden.glob("aside/*"), *hidden.glob("old/*")], key=lambda item: _is_last(item.name)):
         os.replace(item, folder / item.name)
-
-
-def _configuration(item: Path) -> bool:
-    return item.name == "config.json"
 
 
 @contextmanager
@@ -322,10 +330,6 @@ def claimed(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
-def _meanwhile(folder: Path) -> OutputError:
-    return OutputError(f"Somebody else has written to {folder} meanwhile. Look at it, or name another folder.")
-
-
 @contextmanager
 def reported(folder: Path, *, left: str = "What was there before is as it was.") -> Iterator[None]:
     """What the file system says, as an [`OutputError`] that also says what is left in the folder."""
@@ -348,9 +352,35 @@ def is_of_disk(error: Exception) -> bool:
     return (isinstance(error, OSError) and error.errno in _OF_DISK) or type(error).__name__ == "SafetensorError"
 
 
-def _of_model(item: Path) -> bool:
-    names = _WEIGHTS.fullmatch(item.name) or _BASE_CODE.fullmatch(item.name)
-    return not item.is_dir() and (item.name in _MODEL_FILES or names is not None)
+def _of_model(folder: Path) -> set[str]:
+    """The names of the files of the model in a folder; none if it holds no model. Code is its own if it reaches it."""
+    if "model_type" not in _read(folder / "config.json"):
+        return set()
+    files = {item.name for item in folder.iterdir() if not item.is_dir()}
+    found = {name for name in files if name in _MODEL_FILES or _WEIGHTS.fullmatch(name)}
+    maps = [_read(folder / name).get("auto_map") for name in ("config.json", "preprocessor_config.json")]
+    modules = _NAMED.findall(json.dumps(maps))
+    while modules:
+        name = f"{modules.pop()}.py"
+        if name in files - found:
+            found.add(name)
+            modules += _IMPORTED.findall((folder / name).read_text(encoding="utf-8", errors="replace"))
+    return found
+
+
+def _refuse_loss(folder: Path, fresh: Path | None = None) -> None:
+    """Refuse to write `fresh`, or any model before the work, over files of other content that are no old model's."""
+    kept = sorted({*os.listdir(folder)} - _of_model(folder)) if folder.is_dir() else []
+    lost = [name for name in kept if fresh is None and _WRITTEN.fullmatch(name)]
+    for name in set(kept) - {"__init__.py", *lost}:
+        mine, new = folder / name, (fresh or _CODE) / name
+        if new.is_file() and not (mine.is_file() and mine.read_bytes() == new.read_bytes()):
+            lost.append(name)
+    if lost:
+        raise OutputError(
+            f"The output folder {folder} holds {', '.join(sorted(lost))}, which is of no model there, and an "
+            "erased model has a file of this name. Move yours away, or name another folder."
+        )
 
 
 def _link(item: Path, to: Path) -> None:
@@ -376,16 +406,12 @@ def _state(folder: Path) -> tuple | None:
     return folder.stat().st_ino, (config.stat().st_ino, config.stat().st_mtime_ns) if config.exists() else None
 
 
-def _hidden_prefix(target: Path) -> str:
-    return f".{target.name}.unfinished-"
-
-
 def _restore(folder: Path) -> None:
     """Put an old folder back that a run was about to replace when it was killed."""
     target = folder.resolve()  # a link stays, and what it points to may be gone
     if target.exists() or not target.parent.is_dir():
         return
-    for old in target.parent.glob(f"{glob.escape(_hidden_prefix(target))}*/old"):
+    for old in target.parent.glob(f".{glob.escape(target.name)}{_HIDDEN}*/old"):
         if _is_alive(old.parent):  # it is just about to put the new one there
             continue
         old.rename(target)

@@ -97,9 +97,9 @@ def test_overwriting_takes_the_model_alone_and_leaves_what_is_the_users(tmp_path
         check_output(target, overwrite=True)
 
 
-def model_in(folder, name: str = "old") -> None:
+def model_in(folder, name: str = "old", **entries) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": name}))
+    (folder / "config.json").write_text(json.dumps({"model_type": name, **entries}))
     (folder / "model.safetensors").write_text(name)
     (folder / "notes.txt").write_text("mine")
 
@@ -224,7 +224,7 @@ def test_a_mount_point_and_a_full_disk_are_errors_that_say_what_to_do(tmp_path):
 @pytest.mark.parametrize("at", range(8))
 def test_a_model_in_a_folder_that_stays_is_the_old_or_the_new_whatever_ends_the_write(tmp_path, monkeypatch, kind, at):
     """An error puts the old one back at once, and after a kill the next run does: no step is left to the dead."""
-    model_in(tmp_path)
+    model_in(tmp_path, auto_map={"AutoModel": "modeling_old.Old"})
     (tmp_path / "modeling_old.py").write_text("its code")
     (tmp_path / "checkpoint-3").mkdir()
     done = []
@@ -260,21 +260,6 @@ def test_a_model_in_a_folder_that_stays_is_the_old_or_the_new_whatever_ends_the_
     assert (tmp_path / "checkpoint-3").is_dir()
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not list(tmp_path.glob(".unfinished-*"))
-
-
-@pytest.mark.parametrize("write", [lambda folder: write_folder(folder, overwrite=True), write_into])
-def test_the_code_of_the_model_that_was_there_goes_with_it(tmp_path, write):
-    """Or `verify` finds code beside the new model that is not its own."""
-    model_in(tmp_path / "model")
-    code = ["modeling_esc.py", "factors.py", "base_code.py", "configuration_all_cnn.py", "modeling_all_cnn.py"]
-    for name in [*code, "my_plots.py"]:
-        (tmp_path / "model" / name).write_text("")
-    with write(tmp_path / "model") as folder:
-        model_in(folder, "new")
-        (folder / "factors.py").write_text("new")
-    assert not {*code} - {"factors.py"} & {path.name for path in (tmp_path / "model").iterdir()}
-    assert (tmp_path / "model" / "factors.py").read_text() == "new"
-    assert (tmp_path / "model" / "my_plots.py").exists()
 
 
 def test_a_folder_that_somebody_wrote_since_the_work_began_is_not_replaced(tmp_path):
