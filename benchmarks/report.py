@@ -297,8 +297,8 @@ def other_metrics() -> str:
             )
     whose = _early_networks("retention")
     mark = (
-        f"\n\nNot measured anew yet: {listed(whose)}. Their MIA accuracy still depends on the order of the images, within "
-        "the spread that stands beside it."
+        f"\n\nNot measured anew yet: {listed(whose)}. Their MIA accuracy still depends on the order of the images, "
+        "within the spread that stands beside it."
         if whose
         else ""
     )
