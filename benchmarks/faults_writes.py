@@ -279,7 +279,8 @@ class Bench:
         done = [index for index, ended in enumerate(ends) if ended["code"] in (0, 3)]
         broken = [f"raw: {_raw(ended['err'])}" for ended in ends if _raw(ended["err"])]
         state = digest(values["out"])
-        if len(done) == 2:
+        # What began when the other had ended may replace it.
+        if len(done) == 2 and ends[0]["seconds"] > delay:
             broken.append("both say that they are done")
         if not done:
             broken.append("neither is done")
@@ -288,6 +289,7 @@ class Bench:
         elif len(done) == 1 and state != alone[done[0]]:
             broken.append("the folder is not of the one that says so")
         result = {"ended": [ended["code"] for ended in ends], "broken": broken}
+        result["seconds"] = [delay, *(ended["seconds"] for ended in ends)]
         if broken:
             result["says"] = " | ".join(ended["err"][-200:] for ended in ends)
         else:
@@ -310,7 +312,8 @@ def ended_badly(ended: dict, disturbance: dict, scenario: Scenario) -> list[str]
 
 
 def _raw(text: str) -> str:
-    """The last line of a traceback."""
+    """The last line of a traceback, but for one of an interruption in the midst of Python's own clearing up."""
+    text = re.sub(r"Exception ignored in: .*?KeyboardInterrupt: *$", "", text, flags=re.DOTALL | re.MULTILINE)
     if "Traceback (most recent call last)" not in text:
         return ""
     named = re.findall(r"^[\w.]*(?:Error|Exception|Interrupt|Exit)\b.*$", text, re.MULTILINE)

@@ -74,6 +74,7 @@ def faults_setting() -> str:
     for name, group in _load().items():
         found = group["setting"]
         drawn = "" if found["fraction"] == 1 else f", a fraction of {found['fraction']} of the cases"
+        drawn += " (stopped before its end)" if found.get("stopped") else ""
         versions = f"Python {found['python']}, torch {found['torch']}, transformers {found['transformers']}"
         told = f"revision `{found['revision']}` with {versions}, seed {found['seed']}{drawn}"
         lines.setdefault(told, []).append(GROUPS[name])

@@ -20,7 +20,7 @@ def made(hub, tmp_path_factory):
     """The harness with some of its folders, in processes of its own."""
     home, some = tmp_path_factory.mktemp("faults"), ("esc", "delete", "evaluated and pushed")
     server = faults.Server(hub, home / "home")
-    one = faults.Faults(home / "work", server, hub, fraction=0.1)
+    one = faults.Faults(home / "work", server, hub, fraction=0.06)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faults, "FOLDERS", {name: faults.FOLDERS[name] for name in some})
         patch.setattr(faults, "CHECKPOINTS", {})
@@ -37,7 +37,7 @@ def known(group: str) -> set[str]:
 def test_no_damage_breaks_a_law_that_the_results_do_not_tell_of(made):
     cases = enumerate(faults_damage.damages(made.work / "folders", made.seed))
     cases = [(str(number), case) for number, case in cases if made.chosen(f"{number}")]
-    assert len(cases) > 25
+    assert len(cases) > 12
     outcomes = dict(made.damaged(cases))
     assert not {name: result for name, result in outcomes.items() if set(result["broken"]) - known("damage")}
     assert {result["came to"] for result in outcomes.values()} >= {faults_damage.REFUSED, faults_damage.CAUGHT}
