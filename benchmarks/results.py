@@ -56,6 +56,6 @@ def early_mark(whose: Sequence[str]) -> str:
     if not whose:
         return ""
     return (
-        f"\n\nNot measured anew yet: the converged probes of {listed(whose)} were stopped early, by a tolerance on the "
-        "mean loss, and may read too little (or too much). The next run measures them."
+        f"\n\nNot measured anew yet: the converged probes of {listed(whose)} were stopped early, by a tolerance on "
+        "the mean loss, and may read too little (or too much). The next run measures them."
     )
