@@ -46,12 +46,16 @@ def parts_stopped_early(model: Mapping[str, Any]) -> list[str]:
     return [part for part, is_early in early.items() if is_early]
 
 
+def listed(words: Sequence[str]) -> str:
+    """With commas, and with "and" before the last."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
 def early_mark(whose: Sequence[str]) -> str:
     """What stands under a table with numbers of such probes: whose they are. Nothing where nobody has any."""
     if not whose:
         return ""
-    names = " and ".join(filter(None, (", ".join(whose[:-1]), whose[-1])))
     return (
-        f"\n\nNot measured anew yet: the converged probes of {names} were stopped early, by a tolerance on the mean "
-        "loss, and may read too little (or too much). The next run measures them."
+        f"\n\nNot measured anew yet: the converged probes of {listed(whose)} were stopped early, by a tolerance on "
+        "the mean loss, and may read too little (or too much). The next run measures them."
     )
