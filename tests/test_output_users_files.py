@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from hf_esc import saving
+from hf_esc.all_cnn import AllCNNConfig, AllCNNForImageClassification
 from hf_esc.errors import OutputError
+from hf_esc.modeling.configuration_esc import AUTO_MAP, copy_code
 from hf_esc.saving import check_output, restore_into, write_file, write_folder, write_into
 
 CODE = Path(saving.__file__).with_name("modeling")
@@ -119,6 +121,17 @@ def test_code_goes_with_a_model_that_reaches_it_and_other_code_stays(tmp_path, w
     mine = {"errors.py", "modeling_churn.py", "plots.py"}
     assert set(contents(target)) == mine | {"config.json", "model.safetensors", "outputs.py"}
     assert contents(target)["outputs.py"] == "new"
+
+
+def test_all_code_that_is_written_beside_an_erased_model_is_found_again(tmp_path):
+    copy_code(tmp_path, AllCNNForImageClassification(AllCNNConfig(hidden_sizes=(4, 4))))
+    put(tmp_path, **model("esc", auto_map=AUTO_MAP))
+    written = set(contents(tmp_path))
+    assert {"base_code.py", "modeling_all_cnn.py", "errors.py"} < written
+    put(tmp_path, plots__py="mine")
+    with write_into(tmp_path) as fresh:
+        put(fresh, **model("new"))
+    assert set(contents(tmp_path)) == {"config.json", "model.safetensors", "plots.py"}
 
 
 @pytest.mark.parametrize("write", [overwritten, write_into])
