@@ -37,13 +37,13 @@ for line in sys.stdin:
     os.waitpid(child, 0)
     print(reply, flush=True)
 """
-# What hf_esc imports of other libraries, but for the Auto classes of models and what imports them.
+# What hf_esc imports of other libraries, but for the Auto classes of models and what imports them (where peft is
+# installed, all of the Trainer).
 LIBRARIES = """
 import accelerate, datasets, matplotlib.figure, safetensors.torch, sklearn.decomposition, sklearn.linear_model
 import sklearn.neighbors, torch, torchvision.transforms.v2, typer
 import transformers.data.data_collator, transformers.image_processing_utils, transformers.modeling_utils
-import transformers.processing_utils, transformers.tokenization_utils_base, transformers.trainer_callback
-import transformers.trainer_utils, transformers.training_args
+import transformers.processing_utils, transformers.tokenization_utils_base
 from PIL import Image
 """
 Run = Callable[..., dict]
