@@ -117,7 +117,7 @@ def test_train_help_lists_the_arguments_and_wrong_ones_are_refused(hf_esc, cloth
 
 
 def test_train_does_not_write_over_a_model_unasked(hf_esc, clothes, tmp_path):
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     code, _, err = hf_esc(*TRAIN, "--dataset", clothes, "--output_dir", tmp_path)
     assert code == 2
     assert "--overwrite True" in err
