@@ -170,7 +170,7 @@ class ForgettingTrainer(SafetensorsTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs) -> TrainOutput:
         """
-        Train, and make [`result`].
+        Train, and make `result`.
 
         Args:
             resume_from_checkpoint (`str` or `bool`, *optional*): As in [`~transformers.Trainer`]. The run goes on to
@@ -335,7 +335,7 @@ class ForgettingTrainer(SafetensorsTrainer):
         model_name: str | None = None,
         **kwargs,
     ) -> None:
-        """Write the card of [`result`], if there is one. Other arguments of a Trainer's card are refused."""
+        """Write the card of `result`, if there is one. Other arguments of a Trainer's card are refused."""
         if kwargs:
             raise TypeError(f"The card of an erased model takes language, license and tags, not {', '.join(kwargs)}.")
         if self.is_world_process_zero() and self._result is not None:
