@@ -94,6 +94,16 @@ def test_an_edit_of_an_earlier_head_says_nothing_of_the_weights():
     assert edited_fingerprint([edit | {"earlier_label_ids": None}]) is None
 
 
+@pytest.mark.parametrize("names", [{}, {1: "a", 2: "b"}, {0: "a", 2: "b"}], ids=str)
+def test_class_i_of_a_new_head_is_its_i_th_logit_or_it_is_an_error(names):
+    model = erased("vit")
+    with pytest.raises(CheckpointError, match="numbered from 0 on"):
+        model.replace_head(names)
+    eleven = model.replace_head({str(number): f"class {number}" for number in reversed(range(11))})
+    assert list(eleven.config.id2label.items()) == [(number, f"class {number}") for number in range(11)]
+    assert eleven.config.base_config.id2label == eleven.config.id2label
+
+
 def test_nothing_is_erased_from_a_head_that_was_never_trained():
     images = batches(ZOO["vit"].inputs(8, seed=7)["pixel_values"])
     model = erased("vit").replace_head(NEW)
@@ -130,7 +140,7 @@ def test_from_pretrained_with_other_classes_is_a_new_head_where_that_is_said(tmp
             assert kept.config.erasures == before.config.erasures
             with torch.no_grad():
                 assert torch.equal(kept(**inputs).logits, before(**inputs).logits)
-        with pytest.raises(CheckpointError, match="need the names of 0 to 2"):
+        with pytest.raises(CheckpointError, match="numbered from 0 on"):
             auto.from_pretrained(tmp_path, id2label={1: "a", 2: "b", 3: "c"}, ignore_mismatched_sizes=True)
     with pytest.raises(ModelError, match="has no weights for"):
         load_classifier(tmp_path, device="cpu", num_labels=3, ignore_mismatched_sizes=True)

@@ -144,6 +144,7 @@ class Flipped(type(VIT.build())):
         return output
 
 
+@pytest.mark.filterwarnings("ignore:Whether the head's predictions changed")
 def test_a_class_of_ones_own_that_would_load_as_another_is_refused(tmp_path):
     model = VIT.build()
     own = Flipped(model.config).eval()

@@ -24,10 +24,12 @@ def accuracy_table(columns: Mapping[str, Mapping[str, float | None]]) -> str:
     """Accuracies in %, one row each, one column for each model."""
     from ..evaluation.report_text import rows
 
-    lines = [f"{'accuracy in %':<25}" + "".join(f"{name:>12}" for name in columns)]
-    for key, title in rows(columns.values()).items():
+    titles = rows(columns.values())
+    width = max(map(len, titles.values())) + 2
+    lines = [f"{'accuracy in %':<{width}}" + "".join(f"{name:>12}" for name in columns)]
+    for key, title in titles.items():
         cells = (values[key] for values in columns.values())
-        lines.append(f"{title:<25}" + "".join(f"{'-' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
+        lines.append(f"{title:<{width}}" + "".join(f"{'-' if cell is None else f'{cell:.2f}':>12}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -21,8 +21,8 @@ _MOST_STEPS = 10  # of Newton's method
 # Added to each variance, so that directions without any do not divide by zero.
 _RIDGE = 1e-3
 # A classifier whose loss is below that of the class frequencies by less than this fraction has learnt nothing: means
-# of classes that are equal in exact arithmetic differ by rounding, which lowers the loss by about 1e-9 of itself. One
-# image of its own class among a million lowers it by more than 1e-5.
+# of classes that are equal in exact arithmetic differ by rounding, which lowers the loss by far less than this. One
+# image of its own class among a million lowers it by far more.
 _NOTHING = 1e-6
 
 

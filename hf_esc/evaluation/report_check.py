@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..data.labels import erased_labels
+from ..ledger.fingerprints import values_sha256
 from ..ledger.record import label_names
 
 # What a report says of a model or of a gate that is no share in %.
@@ -17,9 +16,8 @@ _OTHERS = {"settings", "meaning", "zrf", "threshold", "in_force"}
 
 
 def report_sha256(values: Mapping[str, Any]) -> str:
-    """The SHA-256 of the values of a report, as JSON with sorted keys, but for the fingerprint itself."""
-    own = {key: value for key, value in values.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(json.loads(json.dumps(own)), sort_keys=True).encode()).hexdigest()
+    """The fingerprint of the values of a report, but for the fingerprint itself."""
+    return values_sha256({key: value for key, value in values.items() if key != "sha256"})
 
 
 def check_values(values: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ..evaluation.report import UnlearningReport
 from ..evaluation.report_check import check_values
 from ..evaluation.report_text import eval_results, markdown
 from ..ledger.record import MOST_UNCHANGED, check_ledger, edits_weights, not_gone
+from ..loading import first_line
 from ..methods import METHODS
 from ..modeling.configuration_esc import is_erased
 from ..modeling.projection import FACTORS
@@ -152,7 +153,7 @@ def _parts(existing: str | None) -> tuple[dict[str, Any], str]:
         return dict(card.data.__dict__), card.text
     except Exception as error:  # YAML that is none, or that is no card's
         raise HubError(
-            f"The metadata of the README.md that is there cannot be read: {str(error).splitlines()[0]}. Mend what "
+            f"The metadata of the README.md that is there cannot be read: {first_line(error)} Mend what "
             "stands between its first two lines of ---, or take the file away."
         ) from error
 

@@ -34,7 +34,7 @@ from ..evaluation.report import UnlearningReport
 from ..evaluation.report_check import misfit
 from ..ledger.fingerprints import labels_sha256, processor_sha256, record_sha256, settings, settings_sha256
 from ..ledger.record import check_ledger, edits_weights
-from ..loading import why_not_loaded
+from ..loading import first_line, why_not_loaded
 from ..methods import edited_fingerprint, of_earlier_head
 from ..modeling.configuration_esc import is_erased
 from ..modeling.fingerprints import weights_sha256
@@ -233,8 +233,7 @@ def _base_check(model: ESCModel, record: dict, token: str | bool | None) -> Chec
     try:
         original = type(model.model).from_pretrained(base, revision=revision, dtype=dtype, token=token)
     except (OSError, ValueError, RuntimeError, SafetensorError, HfHubHTTPError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        return Check("base", None, f"not compared: {named} is not at hand: {reason}")
+        return Check("base", None, f"not compared: {named} is not at hand: {first_line(error)}")
     if weights_sha256(original) != record["base_sha256"]:
         return Check("base", False, f"the weights are not those of {named}")
     # A record of now has a fingerprint of the settings at the erasure, which a user may have changed before.

@@ -171,7 +171,8 @@ def made_again(model: Any, base_config: PretrainedConfig) -> Any:
         with torch.device("meta"):
             return build(copy.deepcopy(base_config))
     except RuntimeError:  # a constructor that looks at values
-        return build(copy.deepcopy(base_config))
+        with torch.random.fork_rng():
+            return build(copy.deepcopy(base_config))
 
 
 def copy_code(folder: Path, base: Any) -> None:

@@ -49,7 +49,7 @@ def structure(model: nn.Module, state: dict[str, Tensor] | None = None) -> dict[
     kind and the settings of its modules. What acts in training alone is left out, and so are names that tell how a
     training divides a model.
     """
-    weights = {name: tensor for name, tensor in (state or model.state_dict()).items() if "projections." not in name}
+    weights = model.state_dict() if state is None else state
     parts = {path: str(tuple(tensor.shape)) for path, tensor in weights.items()}
     for path, module in model.named_modules():
         kind = re.sub(r".*BatchNorm.*", "BatchNorm", type(module).__name__.removeprefix("FSDP"))

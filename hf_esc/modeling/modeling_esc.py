@@ -239,11 +239,15 @@ class ESCModel(PreTrainedModel):
             id2label (`dict[int, str]`): The new classes, by number from 0 on.
 
         Raises:
-            CheckpointError: If the class number shapes more than the weights of the head.
+            CheckpointError: If the classes are not numbered from 0 on, or their number shapes more than the weights of
+                the head.
         """
+        names = {int(number): name for number, name in id2label.items()}
+        if not names or sorted(names) != list(range(len(names))):
+            raise CheckpointError(f"The classes of a new head are numbered from 0 on, and these are {id2label}.")
         config: Any = copy.deepcopy(self.config)
-        config.base_config.id2label = config.id2label = dict(id2label)
-        config.base_config.label2id = config.label2id = {name: number for number, name in id2label.items()}
+        config.base_config.id2label = config.id2label = dict(sorted(names.items()))
+        config.base_config.label2id = config.label2id = {name: number for number, name in names.items()}
         base = build_base(config.base_config)
         head = head_names(base, config.sites)
         kept = {name: tensor for name, tensor in self.model.state_dict().items() if name not in head}
@@ -253,7 +257,7 @@ class ESCModel(PreTrainedModel):
         except RuntimeError as error:  # of shapes that differ
             other = [str(error)]
         if other:
-            raise CheckpointError(f"More than the head would be new for {len(id2label)} classes: {other[:4]}.")
+            raise CheckpointError(f"More than the head would be new for {len(names)} classes: {other[:4]}.")
         config.erasures = [
             {
                 **{name: value for name, value in record.items() if name not in _OF_THIS_HEAD},
@@ -324,12 +328,11 @@ class ESCModel(PreTrainedModel):
         number = number or len(names or ())
         if not number or number == (config or load(source)).base_config.num_labels:
             return None
-        names = {int(index): name for index, name in (names or {i: f"LABEL_{i}" for i in range(number)}).items()}
-        if sorted(names) != list(range(number)):
-            raise CheckpointError(f"{number} classes need the names of 0 to {number - 1}, and these are {names}.")
+        if names and len(names) != number:
+            raise CheckpointError(f"`num_labels` is {number}, and `id2label` names {len(names)} classes.")
         for name in ("id2label", "num_labels", "config"):
             kwargs.pop(name, None)
-        return names
+        return names or {index: f"LABEL_{index}" for index in range(number)}
 
     def save_pretrained(self, save_directory, *args, push_to_hub: bool = False, **kwargs) -> None:
         """
@@ -363,7 +366,9 @@ class ESCModel(PreTrainedModel):
 
         `state` is what is saved, where the caller gives it, as of a model whose parts are on several devices.
         """
-        own = structure(self.model, {name.removeprefix("model."): tensor for name, tensor in (state or {}).items()})
+        if state is not None:
+            state = {name.removeprefix("model."): state[name] for name in state if name.startswith("model.")}
+        own = structure(self.model, state)
         made = structure(made_again(self.model, self.config.base_config))
         if other := sorted(path for path in {**own, **made} if own.get(path) != made.get(path)):
             raise CheckpointError(
